@@ -1,0 +1,5 @@
+//! QEMU's live-migration stream, byte for byte.
+
+pub mod error;
+
+pub use error::{ChannelId, Error, ErrorKind, Result};

@@ -1,0 +1,2 @@
+//! The `migwire` command.
+fn main() {}
