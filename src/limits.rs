@@ -1,0 +1,45 @@
+//! Every cap on a number that a peer chooses, each with its reason.
+//!
+//! A length read from the wire meets its cap before anything is reserved for it. Most records are never collected at
+//! all (pages, device payloads and descriptions pass through in pieces); the caps below are for what must be held at
+//! once, and for lengths that no honest source comes near, so that a broken stream is named as broken and not waited for.
+
+/// Longest machine name in a configuration record. QEMU bounds it by memory only (be32); class names in the tree are
+/// below 40 bytes, distributions' own below 64.
+pub const MAX_MACHINE_NAME: u32 = 4096;
+
+/// Most capability names in `configuration/capabilities`. QEMU 11.1 knows 21 of them, the largest number so far was 23.
+pub const MAX_CAPABILITIES: u32 = 256;
+
+/// Most subsections of a configuration record: three kinds exist, each comes at most once.
+pub const MAX_CONFIGURATION_SUBSECTIONS: usize = 16;
+
+/// Most RAM blocks in a block list. A large guest has some tens; hot-plugged memory tops out at a few hundred.
+pub const MAX_RAM_BLOCKS: usize = 16_384;
+
+/// Most sections that may be open in one stream: each keeps its name for as long as the stream lasts.
+pub const MAX_SECTIONS: usize = 65_536;
+
+/// Longest VM description (JSON) that is taken for one. Real ones are 0.5 KiB to 2 MiB; the field is be32.
+pub const MAX_DESCRIPTION: u32 = 64 << 20;
+
+/// Largest `MIG_CMD_PACKAGED` blob that is taken for one. It holds the device state of a postcopy migration, some
+/// megabytes in practice. It is never collected here, but a stock destination reads all of it into memory.
+pub const MAX_PACKAGE: u32 = 1 << 30;
+
+/// Largest target page of any QEMU target is 64 KiB (aarch64); larger values in a stream are not believed.
+pub const MAX_PAGE_BITS: u32 = 16;
+
+/// Smallest target page of any QEMU target: 1 KiB (arm).
+pub const MIN_PAGE_BITS: u32 = 10;
+
+/// Opaque bytes (device payloads, descriptions) are reported in pieces of this size, counted from where they begin, so
+/// that the pieces do not depend on how the bytes arrived. Together with the look-ahead it bounds the parser's input.
+pub const PIECE: usize = 64 << 10;
+
+/// Longest payload of a return-path message; the source refuses more than 512 (`migration/migration.c`,
+/// `source_return_path_thread`).
+pub const MAX_RETURN_PATH_PAYLOAD: u16 = 512;
+
+/// Largest received-page bitmap: one bit a 4 KiB page of 16 TiB. It is passed through in pieces, never collected.
+pub const MAX_RECEIVED_BITMAP: u64 = 512 << 20;
