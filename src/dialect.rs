@@ -210,7 +210,8 @@ impl Dialect {
     /// Whether `difference` holds.
     pub fn has(self, difference: Difference) -> bool {
         let Some(row) = TABLE.iter().find(|row| row.difference == difference) else { return false };
-        let release = self.release.is_none_or(|r| row.since.is_none_or(|s| r >= s) && row.gone.is_none_or(|g| r < g));
+        let release =
+            self.release.is_none_or(|r| row.since.is_none_or(|s| r >= s) && row.gone.is_none_or(|g| r < g));
         let machine = self.machine.is_none_or(|m| row.machine.is_none_or(|s| m >= s));
         release && machine
     }

@@ -5,6 +5,7 @@
 //! all of it on one line; a source (an operating-system error, say) is chained, never repeated.
 
 use std::fmt;
+use std::sync::Arc;
 
 /// Result of everything in this library that can fail.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -70,17 +71,17 @@ impl fmt::Display for ChannelId {
 /// let e = Error::new(ErrorKind::Malformed, 4, "file header", "version 2 where 3 was expected");
 /// assert_eq!(e.to_string(), "file header: version 2 where 3 was expected (main channel, offset 0x4)");
 /// ```
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Error(Box<Inner>);
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Inner {
     kind: ErrorKind,
     channel: ChannelId,
     offset: Option<u64>,
     doing: &'static str,
     message: String,
-    source: Option<std::io::Error>,
+    source: Option<Arc<std::io::Error>>,
 }
 
 impl Error {
@@ -109,7 +110,7 @@ impl Error {
     #[cold]
     pub fn io(doing: &'static str, message: impl Into<String>, source: std::io::Error) -> Self {
         let mut e = Self::nowhere(ErrorKind::Io, doing, message);
-        e.0.source = Some(source);
+        e.0.source = Some(Arc::new(source));
         e
     }
 
@@ -165,6 +166,6 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.0.source.as_ref().map(|e| e as _)
+        self.0.source.as_deref().map(|e| e as _)
     }
 }

@@ -1,7 +1,10 @@
 //! QEMU's live-migration stream, byte for byte.
 
+pub mod dialect;
 pub mod error;
 pub mod limits;
+pub mod report;
+pub mod stream;
 pub mod wire;
 
 pub use error::{ChannelId, Error, ErrorKind, Result};

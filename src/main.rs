@@ -1,2 +1,7 @@
-//! The `migwire` command.
-fn main() {}
+//! The `migwire` command: see [`cli`].
+
+mod cli;
+
+fn main() -> std::process::ExitCode {
+    cli::run()
+}

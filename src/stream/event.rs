@@ -1,8 +1,8 @@
 //! The one vocabulary of the main channel.
 
 use crate::wire::{
-    Bulk, Command, Configuration, ConfigurationSubsection, DescriptionHead, FileHeader, Page, PageWord, RamBlock,
-    SectionFooter, SectionHead, SectionKind, Sink, Wire,
+    Bulk, Command, Configuration, ConfigurationSubsection, DescriptionHead, FileHeader, Page, PageWord,
+    RamBlock, SectionFooter, SectionHead, SectionKind, Sink, Wire,
 };
 
 /// A record, or a piece of one that is too large to hold. Every byte of a channel belongs to exactly one event.
@@ -76,7 +76,10 @@ impl Event<'_> {
             Self::Command(record) => record.emit(out),
             Self::Eof => out.u8(SectionKind::EOF.0),
             Self::Description(record) => record.emit(out),
-            Self::MappedRam(bulk) | Self::Payload(bulk) | Self::DescriptionText(bulk) | Self::Trailing(bulk) => {
+            Self::MappedRam(bulk)
+            | Self::Payload(bulk)
+            | Self::DescriptionText(bulk)
+            | Self::Trailing(bulk) => {
                 bulk.emit(out);
             }
         }
@@ -96,7 +99,10 @@ impl Event<'_> {
             Self::Command(record) => record.wire_len() as u64,
             Self::Eof => 1,
             Self::Description(record) => record.wire_len() as u64,
-            Self::MappedRam(bulk) | Self::Payload(bulk) | Self::DescriptionText(bulk) | Self::Trailing(bulk) => bulk.len(),
+            Self::MappedRam(bulk)
+            | Self::Payload(bulk)
+            | Self::DescriptionText(bulk)
+            | Self::Trailing(bulk) => bulk.len(),
         }
     }
 

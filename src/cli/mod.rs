@@ -1,0 +1,59 @@
+//! One file a verb. Data goes to standard output, talk to standard error.
+//!
+//! Exit codes: 0 ok, 1 a negative finding (a peer failed, bytes differ, an error in a stream), 2 usage, 3 environment.
+//! A reader that closes our standard output early is no error.
+
+use std::io::{self, Write as _};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// What a verb found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// All is as it should be.
+    Good,
+    /// The answer is no, and has been printed.
+    Bad,
+}
+
+/// Reads, writes and speaks QEMU's live-migration stream, byte for byte.
+#[derive(Debug, Parser)]
+#[command(name = "migwire", version, max_term_width = 100)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {}
+
+/// Parses the command line and carries it out.
+pub(crate) fn run() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome: anyhow::Result<Verdict> = match arguments.verb {};
+    match outcome {
+        Ok(Verdict::Good) => ExitCode::SUCCESS,
+        Ok(Verdict::Bad) => ExitCode::from(1),
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Standard error may be closed as well; there is nobody left to tell then.
+            let _ = writeln!(io::stderr(), "migwire: {error:#}");
+            ExitCode::from(code(&error))
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(|e| e.downcast_ref::<io::Error>()).any(|e| e.kind() == io::ErrorKind::BrokenPipe)
+}
+
+/// An error of the library that names a fault of the stream or the peer is a finding; anything else is the environment.
+fn code(error: &anyhow::Error) -> u8 {
+    use migwire::ErrorKind::{Io, Misuse};
+    match error.downcast_ref::<migwire::Error>().map(migwire::Error::kind) {
+        Some(Misuse) => 2,
+        Some(Io) | None => 3,
+        Some(_) => 1,
+    }
+}

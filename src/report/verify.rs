@@ -1,0 +1,121 @@
+//! Parse, re-emit, compare: the proof that a channel is understood byte for byte.
+
+use std::ops::ControlFlow;
+
+use crate::error::{Error, Result};
+use crate::stream::{Emitter, Event, Feed, Input, Parser};
+use crate::wire::Sink;
+
+/// What came of verifying one channel.
+#[derive(Clone, Debug, Default)]
+pub struct Verification {
+    /// Bytes that were parsed.
+    pub bytes: u64,
+    /// Events they made.
+    pub events: u64,
+    /// Sections among them.
+    pub sections: u64,
+    /// Pages among them.
+    pub pages: u64,
+    /// Offset of the first byte that was not given back as it came.
+    pub difference: Option<u64>,
+    /// Why parsing stopped before the end.
+    pub error: Option<Error>,
+    /// What a strict reading would have refused.
+    pub complaints: Vec<Error>,
+}
+
+impl Verification {
+    /// Whether the whole channel was parsed and given back byte for byte.
+    pub fn is_identical(&self) -> bool {
+        self.difference.is_none() && self.error.is_none()
+    }
+}
+
+/// Verifies a main channel: every event that `parser` makes of `feed` is emitted again and compared with the bytes it came from.
+pub fn main_channel<I: Input>(feed: &mut Feed<I>, parser: &mut Parser) -> Verification {
+    let mut found = Verification::default();
+    let mut emitter = Emitter::obedient();
+    let outcome: Result<()> = feed.run(parser, |located, _| {
+        found.events += 1;
+        match located.event {
+            Event::Section(_) => found.sections += 1,
+            Event::Page(_) => found.pages += 1,
+            _ => {}
+        }
+        let mut compare = Compare { expected: located.raw, at: 0, equal: true };
+        emitter.emit(&located.event, &mut compare)?;
+        if !compare.is_complete() && found.difference.is_none() {
+            found.difference = Some(located.range.start + compare.at as u64);
+        }
+        found.bytes = located.range.end;
+        Ok(ControlFlow::Continue(()))
+    });
+    found.error = outcome.err();
+    found.complaints = parser.grammar().complaints().to_vec();
+    found
+}
+
+/// A sink that compares instead of keeping.
+struct Compare<'a> {
+    expected: &'a [u8],
+    at: usize,
+    equal: bool,
+}
+
+impl Compare<'_> {
+    fn is_complete(&self) -> bool {
+        self.equal && self.at == self.expected.len()
+    }
+}
+
+impl Sink for Compare<'_> {
+    fn put(&mut self, bytes: &[u8]) {
+        if !self.equal {
+            return;
+        }
+        let rest = &self.expected[self.at..];
+        self.equal = rest.len() >= bytes.len() && rest[..bytes.len()] == *bytes;
+        if self.equal {
+            self.at += bytes.len();
+        }
+    }
+
+    /// Bytes that the event borrows from the very place they are compared with are equal without being looked at.
+    fn put_bulk(&mut self, bytes: &[u8]) {
+        let rest = &self.expected[self.at..];
+        if self.equal && rest.len() >= bytes.len() && std::ptr::eq(rest.as_ptr(), bytes.as_ptr()) {
+            self.at += bytes.len();
+        } else {
+            self.put(bytes);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stream::Streaming;
+
+    #[test]
+    fn finds_a_byte_that_is_not_given_back() {
+        let mut compare = Compare { expected: b"abcdef", at: 0, equal: true };
+        compare.put(b"ab");
+        compare.put_bulk(b"cX");
+        compare.put(b"ef");
+        assert!(!compare.is_complete());
+        assert_eq!(compare.at, 2);
+        let mut short = Compare { expected: b"abc", at: 0, equal: true };
+        short.put(b"ab");
+        assert!(!short.is_complete());
+    }
+
+    #[test]
+    fn keeps_what_came_before_the_fault() {
+        let stream = b"QEVM\0\0\0\x03\x07\0\0\0\x04none\x42";
+        let found = main_channel(&mut Feed::new(Streaming(&stream[..])), &mut Parser::new());
+        assert_eq!((found.bytes, found.events), (17, 2));
+        assert!(!found.is_identical());
+        assert_eq!(found.error.and_then(|e| e.offset()), Some(17));
+    }
+}
