@@ -243,7 +243,7 @@ impl Search<'_> {
         match input.be32("description length") {
             // A destination takes any text; without a footer in front, only a real description is proof enough.
             Ok(_) if sure => Verdict::Yes,
-            Ok(length) if length < 8 || length > MAX_DESCRIPTION => Verdict::No,
+            Ok(length) if !(8..=MAX_DESCRIPTION).contains(&length) => Verdict::No,
             Ok(_) => match input.take("description text", 3) {
                 Ok(text) if text.starts_with(b"{\"") || text == b"{ \"" => Verdict::Yes,
                 Ok(_) => Verdict::No,
