@@ -1,5 +1,6 @@
 //! QEMU's live-migration stream, byte for byte.
 
+pub mod channel;
 pub mod dialect;
 pub mod error;
 pub mod limits;

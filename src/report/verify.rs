@@ -2,8 +2,9 @@
 
 use std::ops::ControlFlow;
 
+use crate::channel::{Feed, Input};
 use crate::error::{Error, Result};
-use crate::stream::{Emitter, Event, Feed, Input, Parser};
+use crate::stream::{Emitter, Event, Parser};
 use crate::wire::Sink;
 
 /// What came of verifying one channel.
@@ -95,7 +96,7 @@ impl Sink for Compare<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stream::Streaming;
+    use crate::channel::Streaming;
 
     #[test]
     fn finds_a_byte_that_is_not_given_back() {
