@@ -4,6 +4,7 @@ pub mod channel;
 pub mod dialect;
 pub mod error;
 pub mod limits;
+pub mod postcopy;
 pub mod report;
 pub mod stream;
 pub mod wire;
