@@ -3,6 +3,7 @@
 pub mod channel;
 pub mod dialect;
 pub mod error;
+pub mod guest;
 pub mod limits;
 pub mod postcopy;
 pub mod report;
