@@ -236,7 +236,7 @@ impl<R: Read> Reader<R> {
             (block::IF_NAME, len) if len > MAX_NAME => too_long = Some(len),
             (block::IF_NAME, _) => interface.name = text(value),
             (block::IF_DESCRIPTION, _) => {
-                interface.description = Some(text(&value[..value.len().min(MAX_NAME)]))
+                interface.description = Some(text(&value[..value.len().min(MAX_NAME)]));
             }
             (block::IF_TSRESOL, 1) => interface.resolution = value[0],
             (block::IF_TSOFFSET, 8) => interface.offset = order.i64(value),

@@ -415,7 +415,7 @@ fn what_another_implementation_writes_is_read() {
                 match block {
                     PcapBlockOwned::NG(Block::SectionHeader(mut b)) => rewritten.extend(b.to_vec().unwrap()),
                     PcapBlockOwned::NG(Block::InterfaceDescription(mut b)) => {
-                        rewritten.extend(b.to_vec().unwrap())
+                        rewritten.extend(b.to_vec().unwrap());
                     }
                     PcapBlockOwned::NG(Block::EnhancedPacket(mut b)) => rewritten.extend(b.to_vec().unwrap()),
                     _ => panic!("a block we do not write"),
