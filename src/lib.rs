@@ -1,5 +1,7 @@
 //! QEMU's live-migration stream, byte for byte.
 
+#[cfg(feature = "capture")]
+pub mod capture;
 pub mod channel;
 pub mod dialect;
 pub mod error;
@@ -8,6 +10,8 @@ pub mod limits;
 pub mod postcopy;
 pub mod report;
 pub mod stream;
+#[cfg(feature = "transport")]
+pub mod transport;
 pub mod wire;
 
 pub use error::{ChannelId, Error, ErrorKind, Result};
