@@ -4,6 +4,8 @@
 pub mod capture;
 pub mod channel;
 pub mod dialect;
+#[cfg(feature = "endpoint")]
+pub mod endpoint;
 pub mod error;
 pub mod guest;
 pub mod limits;
