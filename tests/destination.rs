@@ -1,5 +1,7 @@
 //! The stand-in destination against scripted sources: what a peer may do wrong, and what is kept of it.
 
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, helpers included")]
+
 use std::io::{Read as _, Write as _};
 use std::thread;
 use std::time::{Duration, Instant};
