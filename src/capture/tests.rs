@@ -174,6 +174,23 @@ fn channels_are_listed_and_taken_apart() {
 }
 
 #[test]
+fn a_channel_that_ends_early_just_ends() {
+    // After the long packet of `main` only short blocks follow, into which its place does not fit.
+    let file = record(|r| {
+        r.channel("main").record(ToDestination, &[1; 1000]).unwrap();
+        r.channel("multifd-0").record(ToDestination, &[2]).unwrap();
+    });
+    for (cut, whole) in [(file.len(), true), (file.len() - 1, false)] {
+        let mut bytes = ChannelBytes::new(Reader::new(&file[..cut]).unwrap(), 0, ToDestination);
+        let mut back = Vec::new();
+        let result = bytes.read_to_end(&mut back);
+        assert_eq!((result.is_ok(), back.len()), (whole, 1000));
+        assert_eq!(bytes.take_error().map(|e| e.kind()), (!whole).then_some(ErrorKind::Truncated));
+        assert_eq!(bytes.read(&mut [0; 8]).unwrap(), 0, "and stays ended");
+    }
+}
+
+#[test]
 fn threads_share_a_recording() {
     let (threads, rounds) = (8u8, 200usize);
     let file = record(|r| {
