@@ -5,6 +5,7 @@
 
 mod output;
 mod recv;
+mod send;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -31,6 +32,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Recv(recv::Recv),
+    Send(send::Send),
 }
 
 /// Parses the command line and carries it out.
@@ -38,6 +40,7 @@ pub(crate) fn run() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome: anyhow::Result<Verdict> = match arguments.verb {
         Verb::Recv(recv) => recv.run(),
+        Verb::Send(send) => send.run(),
     };
     match outcome {
         Ok(Verdict::Good) => ExitCode::SUCCESS,
