@@ -4,6 +4,7 @@
 //! A reader that closes our standard output early is no error.
 
 mod output;
+mod record;
 mod recv;
 mod send;
 
@@ -31,6 +32,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Record(record::Record),
     Recv(recv::Recv),
     Send(send::Send),
 }
@@ -39,6 +41,7 @@ enum Verb {
 pub(crate) fn run() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome: anyhow::Result<Verdict> = match arguments.verb {
+        Verb::Record(record) => record.run(),
         Verb::Recv(recv) => recv.run(),
         Verb::Send(send) => send.run(),
     };
