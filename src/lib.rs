@@ -1,5 +1,7 @@
 //! QEMU's live-migration stream, byte for byte.
 
+#[cfg(feature = "capture")]
+pub mod capture;
 pub mod channel;
 pub mod dialect;
 pub mod error;
