@@ -10,6 +10,8 @@ pub mod limits;
 pub mod postcopy;
 pub mod report;
 pub mod stream;
+#[cfg(feature = "json")]
+pub mod vmstate;
 pub mod wire;
 
 pub use error::{ChannelId, Error, ErrorKind, Result};
