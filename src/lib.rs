@@ -3,6 +3,8 @@
 #[cfg(feature = "capture")]
 pub mod capture;
 pub mod channel;
+#[cfg(feature = "container")]
+pub mod container;
 pub mod dialect;
 pub mod error;
 pub mod guest;

@@ -8,6 +8,9 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+mod given;
+mod verify;
+
 /// What a verb found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Verdict {
@@ -26,12 +29,16 @@ struct Arguments {
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {}
+enum Verb {
+    Verify(verify::Verify),
+}
 
 /// Parses the command line and carries it out.
 pub(crate) fn run() -> ExitCode {
     let arguments = Arguments::parse();
-    let outcome: anyhow::Result<Verdict> = match arguments.verb {};
+    let outcome: anyhow::Result<Verdict> = match arguments.verb {
+        Verb::Verify(verb) => verb.run(),
+    };
     match outcome {
         Ok(Verdict::Good) => ExitCode::SUCCESS,
         Ok(Verdict::Bad) => ExitCode::from(1),
