@@ -58,6 +58,8 @@ impl<R: Read> ChannelBytes<R> {
 impl<R: Read> BufRead for ChannelBytes<R> {
     fn fill_buf(&mut self) -> io::Result<&[u8]> {
         if self.rest.is_empty() {
+            // The block it pointed into is about to be replaced, even if no packet of this channel follows.
+            self.rest = 0..0;
             self.next_packet().map_err(|error| {
                 let e = io::Error::new(io::ErrorKind::InvalidData, error.to_string());
                 self.error = Some(error);

@@ -9,6 +9,7 @@ use pcap_parser::traits::PcapReaderIterator;
 use pcap_parser::{Block, PcapBlockOwned, PcapError, PcapNGReader, ToVec};
 
 use super::*;
+use crate::limits::{MAX_CAPTURE_BLOCK, MAX_CAPTURE_INTERFACES, MAX_CAPTURE_NAME};
 use crate::{Error, ErrorKind, Result};
 
 use Direction::{ToDestination, ToSource};
@@ -174,6 +175,23 @@ fn channels_are_listed_and_taken_apart() {
 }
 
 #[test]
+fn a_channel_that_ends_early_just_ends() {
+    // After the long packet of `main` only short blocks follow, into which its place does not fit.
+    let file = record(|r| {
+        r.channel("main").record(ToDestination, &[1; 1000]).unwrap();
+        r.channel("multifd-0").record(ToDestination, &[2]).unwrap();
+    });
+    for (cut, whole) in [(file.len(), true), (file.len() - 1, false)] {
+        let mut bytes = ChannelBytes::new(Reader::new(&file[..cut]).unwrap(), 0, ToDestination);
+        let mut back = Vec::new();
+        let result = bytes.read_to_end(&mut back);
+        assert_eq!((result.is_ok(), back.len()), (whole, 1000));
+        assert_eq!(bytes.take_error().map(|e| e.kind()), (!whole).then_some(ErrorKind::Truncated));
+        assert_eq!(bytes.read(&mut [0; 8]).unwrap(), 0, "and stays ended");
+    }
+}
+
+#[test]
 fn threads_share_a_recording() {
     let (threads, rounds) = (8u8, 200usize);
     let file = record(|r| {
@@ -251,7 +269,7 @@ fn hostile_lengths_are_refused_without_memory() {
     let cases: &[(usize, u32, ErrorKind)] = &[
         (packet + 4, u32::MAX, ErrorKind::Malformed),
         (packet + 4, 0xffff_fffc, ErrorKind::TooLarge),
-        (packet + 4, MAX_BLOCK, ErrorKind::Truncated),
+        (packet + 4, MAX_CAPTURE_BLOCK, ErrorKind::Truncated),
         (packet + 4, 0, ErrorKind::Malformed),
         (packet + 4, 28, ErrorKind::Malformed),
         (packet + 8, 1, ErrorKind::Malformed),
@@ -286,10 +304,10 @@ fn hostile_lengths_are_refused_without_memory() {
 fn too_many_interfaces_are_refused() {
     let mut file = small();
     let interface = block::interface_description("x", None);
-    (0..MAX_INTERFACES).for_each(|_| file.extend_from_slice(&interface));
+    (0..MAX_CAPTURE_INTERFACES).for_each(|_| file.extend_from_slice(&interface));
     assert_eq!(read(&file[..]).1.unwrap().kind(), ErrorKind::TooLarge);
     let mut file = small();
-    file.extend(block::interface_description(&"x".repeat(MAX_NAME + 1), None));
+    file.extend(block::interface_description(&"x".repeat(MAX_CAPTURE_NAME + 1), None));
     assert_eq!(read(&file[..]).1.unwrap().kind(), ErrorKind::TooLarge);
 }
 
@@ -415,7 +433,7 @@ fn what_another_implementation_writes_is_read() {
                 match block {
                     PcapBlockOwned::NG(Block::SectionHeader(mut b)) => rewritten.extend(b.to_vec().unwrap()),
                     PcapBlockOwned::NG(Block::InterfaceDescription(mut b)) => {
-                        rewritten.extend(b.to_vec().unwrap())
+                        rewritten.extend(b.to_vec().unwrap());
                     }
                     PcapBlockOwned::NG(Block::EnhancedPacket(mut b)) => rewritten.extend(b.to_vec().unwrap()),
                     _ => panic!("a block we do not write"),

@@ -6,10 +6,12 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use migwire::container::{self, Contents};
 use migwire::dialect::Dialect;
-use migwire::report::{Failure, Reading};
+use migwire::report::Reading;
 use migwire::stream::Mode;
 use migwire::vmstate::Description;
 use migwire::{ChannelId, Error, ErrorKind};
+
+use super::output;
 
 /// Files, and how to read them.
 #[derive(Debug, Args)]
@@ -112,5 +114,5 @@ fn learn(path: &Path) -> anyhow::Result<Description> {
 pub(crate) fn complain(what: &str, error: &Error) {
     use std::io::Write as _;
     // Standard error may be closed; there is nobody left to tell then.
-    let _ = writeln!(io::stderr(), "{what}: {}", Failure::from(error).text);
+    let _ = writeln!(io::stderr(), "{what}: {}", output::whole_text(error));
 }

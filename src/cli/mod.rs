@@ -3,13 +3,15 @@
 //! Exit codes: 0 ok, 1 a negative finding (a peer failed, bytes differ, an error in a stream), 2 usage, 3 environment.
 //! A reader that closes our standard output early is no error.
 
+mod given;
+mod output;
+mod recv;
+mod verify;
+
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-
-mod given;
-mod verify;
 
 /// What a verb found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,6 +32,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Recv(recv::Recv),
     Verify(verify::Verify),
 }
 
@@ -37,6 +40,7 @@ enum Verb {
 pub(crate) fn run() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome: anyhow::Result<Verdict> = match arguments.verb {
+        Verb::Recv(recv) => recv.run(),
         Verb::Verify(verb) => verb.run(),
     };
     match outcome {

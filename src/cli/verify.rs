@@ -4,13 +4,15 @@ use std::fmt::Write as _;
 use std::io::{self, Write as _};
 
 use clap::Args;
+use migwire::report::prove;
 use migwire::report::verify::Verification;
-use migwire::report::{Failure, prove};
 use migwire::{ChannelId, Error, ErrorKind};
 use serde::Serialize;
+use serde_json::Value;
 
 use super::Verdict;
 use super::given::{Given, complain};
+use super::output;
 
 /// Proves that every byte is understood: parses, emits again, compares.
 #[derive(Debug, Args)]
@@ -37,8 +39,8 @@ struct Channel {
     sections: u64,
     pages: u64,
     verdict: &'static str,
-    error: Option<Failure>,
-    complaints: Vec<Failure>,
+    error: Option<Value>,
+    complaints: Vec<Value>,
     notes: Vec<String>,
 }
 
@@ -70,9 +72,7 @@ impl Verify {
             }
         }
         if self.given.json {
-            let mut out = io::stdout().lock();
-            serde_json::to_writer(&mut out, &report).map_err(io::Error::from)?;
-            writeln!(out)?;
+            output::print_json(&serde_json::to_value(&report)?)?;
         }
         Ok(if report.verdict == "identical" { Verdict::Good } else { Verdict::Bad })
     }
@@ -108,8 +108,8 @@ impl Channel {
             sections: found.sections,
             pages: found.pages,
             verdict,
-            error: found.error.as_ref().map(Failure::from),
-            complaints: found.complaints.iter().map(Failure::from).collect(),
+            error: found.error.as_ref().map(output::error_json),
+            complaints: found.complaints.iter().map(output::error_json).collect(),
             notes: found.notes.clone(),
         }
     }
@@ -126,9 +126,9 @@ impl Channel {
                 return format!("{line}: unsupported: {}", error.message());
             }
             (Some(error), _) if error.channel() == ChannelId::Container && self.bytes == 0 => {
-                return format!("{line}: failed: {}", Failure::from(error).text);
+                return format!("{line}: failed: {}", output::whole_text(error));
             }
-            (Some(error), _) => format!("failed: {}", Failure::from(error).text),
+            (Some(error), _) => format!("failed: {}", output::whole_text(error)),
             (None, Some(at)) => format!("different: the byte at {at:#x} is not given back as it came"),
             (None, None) => "byte-identical".to_owned(),
         };

@@ -9,8 +9,6 @@
 
 //pub mod dump;
 //mod evidence;
-#[cfg(feature = "json")]
-mod failure;
 //pub mod inspect;
 #[cfg(all(feature = "container", feature = "json"))]
 mod proof;
@@ -19,8 +17,6 @@ mod reading;
 pub mod verify;
 
 //pub use evidence::{Evidence, Fact};
-#[cfg(feature = "json")]
-pub use failure::{Failure, full_text, kind_name};
 #[cfg(all(feature = "container", feature = "json"))]
 pub use proof::prove;
 #[cfg(all(feature = "container", feature = "json"))]
