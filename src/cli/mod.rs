@@ -6,6 +6,7 @@
 mod given;
 mod output;
 mod recv;
+mod send;
 mod verify;
 
 use std::io::{self, Write as _};
@@ -34,6 +35,7 @@ struct Arguments {
 enum Verb {
     Recv(recv::Recv),
     Verify(verify::Verify),
+    Send(send::Send),
 }
 
 /// Parses the command line and carries it out.
@@ -42,6 +44,7 @@ pub(crate) fn run() -> ExitCode {
     let outcome: anyhow::Result<Verdict> = match arguments.verb {
         Verb::Recv(recv) => recv.run(),
         Verb::Verify(verb) => verb.run(),
+        Verb::Send(send) => send.run(),
     };
     match outcome {
         Ok(Verdict::Good) => ExitCode::SUCCESS,
