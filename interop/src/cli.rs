@@ -5,7 +5,7 @@
 //! | 0 | everything ended as expected |
 //! | 1 | something did not: a failure, an unexpected pass, a stale entry, with `--baseline` a regression |
 //! | 2 | the command line, a case file or a manifest is wrong |
-//! | 3 | nothing could be run here, the run was interrupted, or with `--require-peers` some of it could not |
+//! | 3 | nothing could be run, no migwire command, interrupted, a shard or with `--require-peers` a peer is missing |
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -16,10 +16,10 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::cases::{Cases, Cell, Guest};
+use crate::cases::{Cases, Cell, Guest, Kind};
 use crate::peers::{self, Peer};
 use crate::probe::{Build, probe};
-use crate::results::{PeerResult, Results, SCHEMA, ToolResult, Verdict};
+use crate::results::{CellResult, PeerResult, Results, SCHEMA, ToolResult, Verdict};
 use crate::run::{Env, Templates, run_all};
 use crate::select::{Pattern, Selection, Shard};
 use crate::support::Inventory;
@@ -106,6 +106,9 @@ enum Keep {
     Failures,
 }
 
+/// Why a build was not even asked.
+const NOT_NEEDED: &str = "not needed by this selection";
+
 /// How the run ends, beside what it printed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
@@ -152,8 +155,8 @@ fn environment<T>(result: Result<T>) -> Outcome<T> {
 }
 
 fn run_merge(files: &[PathBuf], common: &Common) -> Outcome<End> {
-    let results = usage(merge::merge(files, &common.out))?;
-    conclude(&results, common, false)
+    let (results, complete) = usage(merge::merge(files, &common.out))?;
+    conclude(&results, common, !complete)
 }
 
 fn run(args: &RunArgs) -> Outcome<End> {
@@ -179,6 +182,11 @@ fn run(args: &RunArgs) -> Outcome<End> {
     let mut progress = report::terminal::Progress::new(plan.selected.len());
     let cells = run_all(&env, &plan.selected, args.jobs, |cell| progress.handle_result(cell));
     progress.end();
+    // A template is worth its space only to somebody who has to find out why it was not accepted.
+    let wanted = |cell: &CellResult| cell.kind == Kind::StandinToStock && cell.verdict == Verdict::Fail;
+    if args.keep != Keep::Always && !cells.iter().any(wanted) {
+        env.templates.remove();
+    }
 
     let chosen: std::collections::BTreeSet<String> = plan.selected.iter().map(Cell::id).collect();
     let others: Vec<(String, &Cell)> =
@@ -206,7 +214,9 @@ fn run(args: &RunArgs) -> Outcome<End> {
         expected,
         problems,
     };
-    conclude(&results, &args.common, args.require_peers && !missing.is_empty())
+    // Without the command under test a run is not a small success but no run; a missing peer may be somebody's choice.
+    let no_command = plan.needs_migwire() && env.inventory.tool.version.is_err();
+    conclude(&results, &args.common, no_command || (args.require_peers && !missing.is_empty()))
 }
 
 /// Everything that is read before anything is started.
@@ -224,7 +234,9 @@ impl Plan {
             let path = args.data.join(name);
             std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
         };
-        let qemu_dir = args.qemu_dir.clone().unwrap_or_else(|| args.data.join("../target/qemu"));
+        let data = std::path::absolute(&args.data)?;
+        let root = data.parent().unwrap_or(&data);
+        let qemu_dir = args.qemu_dir.clone().unwrap_or_else(|| root.join("target/qemu"));
         let qemu_dir = std::path::absolute(&qemu_dir)?;
         let peers = peers::load(&file("peers.toml")?, &qemu_dir, &args.peers).context("peers.toml")?;
         let expected = expected::parse(&file("expected.toml")?).context("expected.toml")?;
@@ -241,6 +253,10 @@ impl Plan {
         Ok(Self { peers, all, selected, selection, expected })
     }
 
+    fn needs_migwire(&self) -> bool {
+        self.selected.iter().any(|cell| cell.case.kind.needs_migwire())
+    }
+
     /// Asks every build that is needed, and lays out what the cells share.
     fn prepare(&self, args: &RunArgs, out: &Path, sockets: &Path) -> Result<Env> {
         let probes = out.join("probes");
@@ -251,7 +267,7 @@ impl Plan {
             let build = if needed {
                 probe(peer, &probes.join(&peer.name), sockets)
             } else {
-                Build { peer: peer.clone(), probe: Err("not needed by this selection".into()) }
+                Build { peer: peer.clone(), probe: Err(NOT_NEEDED.into()) }
             };
             builds.insert(peer.name.clone(), build);
         }
@@ -267,13 +283,13 @@ impl Plan {
             templates: Templates::default(),
             expected: self.expected.clone(),
             keep_always: args.keep == Keep::Always,
-            reproduce: self.reproduce(args),
+            reproduce: self.reproduce(args, out),
             images_left: Env::images_budget(),
         })
     }
 
-    /// The start of a command that runs one of these cells again.
-    fn reproduce(&self, args: &RunArgs) -> String {
+    /// The start of a command that runs one of these cells again, beside these results and not over them.
+    fn reproduce(&self, args: &RunArgs, out: &Path) -> String {
         let program = std::env::current_exe().unwrap_or_else(|_| PathBuf::from("migwire-interop"));
         let mut words = Vec::new();
         if let Some(path) = &args.migwire {
@@ -288,7 +304,7 @@ impl Plan {
         for peer in self.peers.iter().filter(|peer| peer.given) {
             words.extend([String::from("--peer"), format!("{}={}", peer.name, peer.path.display())]);
         }
-        words.extend(["--keep", "always"].map(String::from));
+        words.extend(["--keep", "always", "--out", &out.join("again").to_string_lossy()].map(String::from));
         process::shell_line(&program, &words)
     }
 }
@@ -367,7 +383,7 @@ fn peer_result(build: &Build) -> PeerResult {
             result.machines = probe.machines.keys().cloned().collect();
             result.transports = probe.transports.iter().cloned().collect();
         }
-        Err(reason) => result.reason = Some(reason.clone()),
+        Err(reason) => result.reason = Some(reason.clone()).filter(|reason| reason != NOT_NEEDED),
     }
     result
 }

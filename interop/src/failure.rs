@@ -91,8 +91,9 @@ pub(crate) fn both<S, D>(source: Run<S>, destination: Run<D>) -> Run<(S, D)> {
         (Ok(source), Ok(destination)) => Ok((source, destination)),
         (Ok(_), Err(failure)) => {
             let class = match failure.class {
-                Class::Interrupted | Class::Environment | Class::Mismatch => failure.class,
-                _ => Class::FalseComplete,
+                Class::Failed | Class::Refused | Class::Stuck => Class::FalseComplete,
+                // What happened to the destination is the news then; the text still says that the source is content.
+                class => class,
             };
             Err(Failure::new(class, format!("the source completed, but {}", failure.text)))
         }

@@ -1,21 +1,22 @@
 //! `merge`: the results of several shards, or of several hosts, as one report.
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::expected;
 use crate::report;
 use crate::results::{EntryResult, Results};
+use crate::select::Shard;
 
-/// Reads all files, joins them and copies the pages of their cells to `out`.
-pub(crate) fn merge(files: &[std::path::PathBuf], out: &Path) -> Result<Results> {
+/// Reads all files, joins them and copies the pages of their cells to `out`. Also tells whether no shard is missing.
+pub(crate) fn merge(files: &[PathBuf], out: &Path) -> Result<(Results, bool)> {
     let mut parts = Vec::new();
     for file in files {
         parts.push(report::read(file)?);
     }
-    let merged = join(parts)?;
+    let (merged, complete) = join(parts)?;
     std::fs::create_dir_all(out)?;
     for file in files {
         let from = file.parent().unwrap_or(Path::new("."));
@@ -23,7 +24,7 @@ pub(crate) fn merge(files: &[std::path::PathBuf], out: &Path) -> Result<Results>
             copy_page(from, out, dir).with_context(|| format!("copy {dir} from {}", from.display()))?;
         }
     }
-    Ok(merged)
+    Ok((merged, complete))
 }
 
 /// Copies the page of a cell with the logs beside it. Bulk stays where it is.
@@ -50,7 +51,7 @@ fn copy_page(from: &Path, out: &Path, dir: &str) -> Result<()> {
     Ok(())
 }
 
-fn join(parts: Vec<Results>) -> Result<Results> {
+fn join(parts: Vec<Results>) -> Result<(Results, bool)> {
     let mut parts = parts.into_iter();
     let mut merged = parts.next().context("nothing to merge")?;
     let mut shards: Vec<_> = merged.shard.into_iter().collect();
@@ -100,23 +101,24 @@ fn join(parts: Vec<Results>) -> Result<Results> {
         }
     }
     // What one part left out another may have run, so the question is asked again for all of them together.
-    let complete = shards.first().is_some_and(|first| {
-        let wanted: Vec<usize> = (1..=first.count).collect();
-        let mut have: Vec<usize> =
-            shards.iter().filter(|shard| shard.count == first.count).map(|shard| shard.index).collect();
-        have.sort_unstable();
-        have == wanted
-    });
+    let missing = missing_shards(&shards);
     let entries: Vec<_> = merged.expected.iter().map(|account| account.entry.clone()).collect();
     merged.expected = expected::account(&entries, &merged.cells, std::iter::empty());
-    if complete && !merged.filtered {
+    if missing.is_empty() && !merged.filtered {
         merged.problems.retain(|problem| !stale.contains(problem));
         merged.problems.extend(stale_lines(&merged.expected).collect::<Vec<_>>());
-    } else if !complete && !shards.is_empty() {
-        merged.problems.push(format!("only {} of the shards are here", shards.len()));
+    }
+    for shard in &missing {
+        merged.problems.push(format!("shard {}/{} is not here", shard.index, shard.count));
     }
     merged.shard = None;
-    Ok(merged)
+    Ok((merged, missing.is_empty()))
+}
+
+/// The shards of the same division that are not among these; none if nothing was divided.
+fn missing_shards(shards: &[Shard]) -> Vec<Shard> {
+    let Some(count) = shards.iter().map(|shard| shard.count).max() else { return Vec::new() };
+    (1..=count).map(|index| Shard { index, count }).filter(|shard| !shards.contains(shard)).collect()
 }
 
 /// How a stale entry is told.
@@ -132,7 +134,6 @@ mod tests {
     use crate::expected::Entry;
     use crate::report::tests::sample;
     use crate::results::{CellResult, Verdict};
-    use crate::select::Shard;
 
     fn entry() -> Entry {
         Entry { cell: "t/direct".into(), source: None, destination: None, reason: "known".into(), link: None }
@@ -160,7 +161,8 @@ mod tests {
 
     #[test]
     fn shards_become_the_whole() {
-        let merged = join(shards()).unwrap();
+        let (merged, complete) = join(shards()).unwrap();
+        assert!(complete);
         let mut ids: Vec<String> = merged.cells.iter().map(|cell| cell.id.clone()).collect();
         let mut all: Vec<String> = sample().cells.iter().map(|cell| cell.id.clone()).collect();
         ids.sort();
@@ -178,16 +180,17 @@ mod tests {
             cell.verdict = Verdict::Pass;
             cell.expected = None;
         }
-        let merged = join(parts.clone()).unwrap();
+        let (merged, _) = join(parts.clone()).unwrap();
         assert!(
             merged.problems.iter().any(|problem| problem.contains("stale entry")),
             "{:?}",
             merged.problems
         );
         parts.pop();
-        let alone = join(parts).unwrap();
+        let (alone, complete) = join(parts).unwrap();
+        assert!(!complete);
         assert!(!alone.problems.iter().any(|problem| problem.contains("stale entry")));
-        assert!(alone.problems.iter().any(|problem| problem.contains("only 1 of the shards")));
+        assert!(alone.problems.iter().any(|problem| problem == "shard 2/2 is not here"));
     }
 
     #[test]

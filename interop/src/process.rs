@@ -298,7 +298,9 @@ pub(crate) fn last_lines(path: &Path) -> String {
     let bytes = std::fs::read(path).unwrap_or_default();
     let tail = &bytes[bytes.len().saturating_sub(4096)..];
     let text = String::from_utf8_lossy(tail);
-    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    // What the judge itself waited for is no news.
+    let news = |line: &&str| !line.is_empty() && !line.starts_with("listening on ");
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(news).collect();
     lines[lines.len().saturating_sub(LAST_WORDS)..].join(" | ")
 }
 

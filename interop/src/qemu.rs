@@ -288,7 +288,7 @@ impl Vm {
     /// One turn of a waiting loop: fails also when the peer is gone.
     pub(crate) fn pause(&mut self, deadline: Deadline, waiting_for: &str) -> Run<()> {
         if self.process.fate() != Fate::Running {
-            return Err(self.process.obituary(waiting_for).of(&self.label));
+            return Err(self.process.obituary(&format!("waiting for {waiting_for}")).of(&self.label));
         }
         deadline.sleep(POLL, waiting_for).map_err(|failure| failure.of(&self.label))
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::cases::{Cell, Guest, Kind, MachineAxis, Settings, Transport};
 use crate::peers::STANDIN;
-use crate::probe::{Build, Probe};
+use crate::probe::{Build, MachineType, Probe};
 use crate::qemu::Machine;
 use crate::tool::Tool;
 
@@ -27,6 +27,8 @@ pub(crate) enum Decision {
 #[derive(Debug, Clone)]
 pub(crate) struct Setup {
     pub(crate) machine: Machine,
+    /// How many SWITCHOVER_ACK messages the source waits for, if it has that capability.
+    pub(crate) acknowledgements: u32,
     /// Words for `-global` at the source and at the destination.
     pub(crate) source_globals: Vec<String>,
     pub(crate) destination_globals: Vec<String>,
@@ -79,6 +81,7 @@ impl Inventory {
             None => Ok(Setup {
                 source_globals: hold_back(&machine, &cell.source, &probes),
                 destination_globals: hold_back(&machine, &cell.destination, &probes),
+                acknowledgements: acknowledgements(&machine, &cell.source, &probes),
                 machine,
             }),
         }
@@ -155,6 +158,17 @@ fn hold_back(machine: &Machine, name: &str, probes: &[(&str, &Probe)]) -> Vec<St
     table.map(|machine| machine.migration_properties.clone()).unwrap_or_default()
 }
 
+/// A source waits for exactly one acknowledgement, unless it is new enough to count the devices that asked for one;
+/// the machines here have no such device, and then even one is an error. Which of both, the build's own table says.
+fn acknowledgements(machine: &Machine, source: &str, probes: &[(&str, &Probe)]) -> u32 {
+    const LEGACY: &str = "migration.switchover-ack-legacy=on";
+    let is_legacy = |machine: &MachineType| machine.migration_properties.iter().any(|word| word == LEGACY);
+    let Some((_, probe)) = probes.iter().find(|(known, _)| *known == source) else { return 1 };
+    let counts = probe.machines.values().any(is_legacy);
+    let legacy = probe.machines.get(&machine.kind).is_some_and(is_legacy);
+    if counts && !legacy { 0 } else { 1 }
+}
+
 /// The plain `MAJOR.MINOR` versions of a family; a distribution's own names are not portable.
 fn versions(probe: &Probe, prefix: &str) -> Vec<(u64, u64)> {
     let version = |name: &String| {
@@ -179,7 +193,6 @@ mod tests {
     use super::*;
     use crate::cases::tests::sample_cells;
     use crate::peers::Peer;
-    use crate::probe::MachineType;
 
     fn probe(types: &[&str], capabilities: &[&str]) -> Probe {
         let machine = |name: &&str| (String::from(*name), MachineType::default());
@@ -274,6 +287,19 @@ mod tests {
         // A versioned machine does this by itself, and one build needs no holding back from itself.
         assert_eq!(globals("t/direct/pc/tcp/rp/idle@a:b"), (vec![], vec![]));
         assert_eq!(globals("t/recv/pc/unix/rp/dirty@a:migwire"), (vec![], vec![]));
+    }
+
+    #[test]
+    fn a_counting_source_waits_for_no_acknowledgement_unless_its_machine_is_old() {
+        let machine = |kind: &str| Machine { kind: kind.into(), ram_id: "pc.ram".into(), ram_bytes: 0 };
+        let old = full();
+        let mut new = full();
+        new.machines.entry("pc-q35-10.0".into()).or_default().migration_properties =
+            vec!["migration.switchover-ack-legacy=on".into()];
+        let wait = |kind: &str, probe: &Probe| acknowledgements(&machine(kind), "a", &[("a", probe)]);
+        assert_eq!(wait("pc-q35-10.0", &old), 1);
+        assert_eq!(wait("pc-q35-10.0", &new), 1);
+        assert_eq!(wait("none", &new), 0);
     }
 
     #[test]

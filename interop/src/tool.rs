@@ -89,8 +89,8 @@ impl ToolProcess {
             }
             Err(failure) => {
                 self.process.kill();
-                let words = self.process.last_words();
-                Err(Failure { text: format!("{} (killed): {words}", failure.text), ..failure })
+                let class = if failure.class == Class::Stuck { Class::Hung } else { failure.class };
+                Err(Failure::new(class, format!("{}; killed: {}", failure.text, self.process.last_words())))
             }
         }
         .map_err(|failure| failure.of(self.process.name()))
@@ -153,8 +153,11 @@ impl PipedTool {
                 Ok(status) => {
                     let code = status.trim().parse().unwrap_or(-1);
                     self.ledger.change(self.index, |record| record.fate = Fate::Exited(code));
-                    let words = last_lines(&self.stderr);
-                    let text = format!("exited with status {}: {words}", status.trim());
+                    let mut text =
+                        format!("exited with status {}: {}", status.trim(), last_lines(&self.stderr));
+                    if let Ok(report) = report(&self.stdout) {
+                        text = format!("{text}; {}", error_text(&report));
+                    }
                     return Err(failed(Failure::new(Class::Failed, text)));
                 }
                 Err(_) => deadline.pause("it to end").map_err(failed)?,

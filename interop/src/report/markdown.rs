@@ -37,10 +37,10 @@ pub(super) fn summary(results: &Results) -> String {
     let versions: Vec<String> = results
         .peers
         .iter()
-        .map(|peer| match (&peer.version, &peer.reason) {
-            (Some(version), _) => format!("{} = QEMU {version}", peer.name),
-            (None, Some(_)) => format!("{} missing", peer.name),
-            (None, None) => peer.name.clone(),
+        .filter_map(|peer| match (&peer.version, &peer.reason) {
+            (Some(version), _) => Some(format!("{} = QEMU {version}", peer.name)),
+            (None, Some(_)) => Some(format!("{} missing", peer.name)),
+            (None, None) => None,
         })
         .collect();
     let count = |verdict| results.count(verdict);

@@ -54,6 +54,11 @@ fn arguments(bench: &Bench<'_>, address: &str) -> Vec<String> {
     let capture = bench.word(CAPTURE);
     let mut arguments =
         ["recv", address, "--ram-out", &images, "--digest", "-o", &capture].map(String::from).to_vec();
+    let both = &bench.cell.case.variant.both.capabilities;
+    if both.iter().any(|name| name == "switchover-ack") {
+        // Nothing in the stream says that the source waits for one.
+        arguments.extend([String::from("--switchover-ack"), bench.setup.acknowledgements.to_string()]);
+    }
     arguments.extend(bench.bounds());
     arguments
 }

@@ -205,7 +205,11 @@ impl Bench<'_> {
         let console = self.path(&format!("{role}.console"));
         let deadline = self.place.deadline.within(SIGN_OF_LIFE);
         while console_length(&console) < before + 2 {
-            vm.pause(deadline, "the guest to write to its debug console")?;
+            if let Err(failure) = vm.pause(deadline, "the guest to write to its debug console") {
+                // A silent guest in a QEMU that answers is another finding than a QEMU that is hung.
+                let state = if vm.fate() == Fate::Running { vm.run_state()? } else { return Err(failure) };
+                return Err(Failure { text: format!("{} ({state})", failure.text), ..failure });
+            }
         }
         Ok(())
     }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use super::Bench;
 use crate::cases::Case;
 use crate::failure::{Failure, Run};
-use crate::process::{Deadline, quote};
+use crate::process::{Deadline, Ledger, quote};
 use crate::qemu::{Place, Ram, Vm};
 use crate::ram;
 
@@ -39,16 +39,32 @@ impl Templates {
             Arc::clone(slots.entry(key.clone()).or_default())
         };
         let mut slot = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        slot.get_or_insert_with(|| record(bench, &key).map_err(|failure| failure.of("recording a template")))
-            .clone()
+        let record =
+            || record(bench, &key).map_err(|failure| failure.of(format!("recording templates/{key}")));
+        slot.get_or_insert_with(record).clone()
+    }
+
+    /// Removes the streams, which are big; the logs of how they were made stay.
+    pub(crate) fn remove(&self) {
+        for slot in self.0.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            if let Some(Ok(path)) = &*slot.lock().unwrap_or_else(PoisonError::into_inner) {
+                // What cannot be removed costs space and nothing else.
+                let _ = std::fs::remove_file(path);
+            }
+        }
     }
 }
 
 fn record(bench: &Bench<'_>, key: &str) -> Run<PathBuf> {
     let dir = bench.env.out.join("templates").join(key);
     std::fs::create_dir_all(&dir).map_err(|e| Failure::environment(dir.display(), e))?;
-    // Its own time: the cell that happens to come first must not pay for all.
-    let place = Place { dir: dir.clone(), deadline: Deadline::after(PATIENCE), ..bench.place.clone() };
+    // Its own time and its own list: the cell that happens to come first must not pay for all.
+    let place = Place {
+        dir: dir.clone(),
+        sockets: bench.place.sockets.clone(),
+        ledger: Ledger::default(),
+        deadline: Deadline::after(PATIENCE),
+    };
     let mut cell = bench.cell.clone();
     if cell.case.variant.plain_template {
         cell.case = Arc::new(Case { variant: Arc::default(), ..Case::clone(&cell.case) });
