@@ -17,7 +17,9 @@
 //! | [`stream`] | the main channel: step parser, mirror emitter, grammar, extents of opaque payloads |
 //! | [`postcopy`] | the return path |
 //! | [`guest`] | guest memory without a guest: images, digests, patterns |
+//! | `vmstate` | the VM description (JSON) and what the sections really measure |
 //! | `capture` | a recording of all channels of a migration (pcapng) |
+//! | `container` | what streams come wrapped in: recordings, qcow2 images, dumps of channels |
 //! | `transport` | bytes and the operating system |
 //! | `endpoint` | stand-in destination, stand-in source, recording proxy |
 //! | [`report`] | verification, dumps and summaries |
@@ -57,6 +59,8 @@
 #[cfg(feature = "capture")]
 pub mod capture;
 pub mod channel;
+#[cfg(feature = "container")]
+pub mod container;
 pub mod dialect;
 #[cfg(feature = "endpoint")]
 pub mod endpoint;
@@ -68,6 +72,8 @@ pub mod report;
 pub mod stream;
 #[cfg(feature = "transport")]
 pub mod transport;
+#[cfg(feature = "json")]
+pub mod vmstate;
 pub mod wire;
 
 pub use error::{ChannelId, Error, ErrorKind, Result};

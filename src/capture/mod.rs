@@ -30,7 +30,7 @@ use std::fmt;
 pub use block::{LINKTYPE, MAX_PACKET};
 pub use channel::{ChannelBytes, ChannelSummary, Listing, channels};
 pub use kind::FileKind;
-pub use reader::{Interface, MAX_BLOCK, MAX_INTERFACES, MAX_NAME, Packet, Reader, Timestamp};
+pub use reader::{Interface, Packet, Reader, Timestamp};
 pub use recorder::{ChannelTap, Recorder, RecorderOptions, Summary};
 
 use crate::ChannelId;

@@ -11,19 +11,10 @@ use std::ops::Range;
 
 use super::block::{self, LINKTYPE, Order};
 use super::{Direction, FileKind};
+use crate::limits::{MAX_CAPTURE_BLOCK, MAX_CAPTURE_INTERFACES, MAX_CAPTURE_NAME};
 use crate::{ChannelId, Error, ErrorKind, Result};
 
 const DOING: &str = "reading a recording";
-
-/// Longest block that is held in memory. Wireshark itself reads packets of up to 256 KiB; some tools write larger.
-pub const MAX_BLOCK: u32 = 16 << 20;
-
-/// Most interfaces in one file: QEMU opens at most 255 multifd channels and two others, some times over if a
-/// postcopy migration recovers again and again.
-pub const MAX_INTERFACES: usize = 4096;
-
-/// Longest interface name; ours have at most 16 bytes.
-pub const MAX_NAME: usize = 256;
 
 /// Nanoseconds since 1970-01-01 UTC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -150,8 +141,8 @@ impl<R: Read> Reader<R> {
             let message = "a packet block without direction: no recording of a migration";
             return Err(self.error(ErrorKind::Unsupported, 0, message));
         }
-        if held && len > MAX_BLOCK {
-            let message = format!("a block of {len} bytes, where at most {MAX_BLOCK} are read");
+        if held && len > MAX_CAPTURE_BLOCK {
+            let message = format!("a block of {len} bytes, where at most {MAX_CAPTURE_BLOCK} are read");
             return Err(self.error(ErrorKind::TooLarge, 4, message));
         }
         // Of a section header, the byte-order magic was read already.
@@ -233,10 +224,10 @@ impl<R: Read> Reader<R> {
         let mut interface = Interface { name: String::new(), description: None, resolution: 6, offset: 0 };
         let mut too_long = None;
         self.options(8, |order, code, value| match (code, value.len()) {
-            (block::IF_NAME, len) if len > MAX_NAME => too_long = Some(len),
+            (block::IF_NAME, len) if len > MAX_CAPTURE_NAME => too_long = Some(len),
             (block::IF_NAME, _) => interface.name = text(value),
             (block::IF_DESCRIPTION, _) => {
-                interface.description = Some(text(&value[..value.len().min(MAX_NAME)]));
+                interface.description = Some(text(&value[..value.len().min(MAX_CAPTURE_NAME)]));
             }
             (block::IF_TSRESOL, 1) => interface.resolution = value[0],
             (block::IF_TSOFFSET, 8) => interface.offset = order.i64(value),
@@ -251,11 +242,12 @@ impl<R: Read> Reader<R> {
             return Err(self.error(ErrorKind::Unsupported, 8, message));
         }
         if let Some(len) = too_long {
-            let message = format!("an interface name of {len} bytes, where at most {MAX_NAME} are read");
+            let message =
+                format!("an interface name of {len} bytes, where at most {MAX_CAPTURE_NAME} are read");
             return Err(self.error(ErrorKind::TooLarge, 16, message));
         }
-        if self.interfaces.len() >= MAX_INTERFACES {
-            let message = format!("more than {MAX_INTERFACES} interfaces");
+        if self.interfaces.len() >= MAX_CAPTURE_INTERFACES {
+            let message = format!("more than {MAX_CAPTURE_INTERFACES} interfaces");
             return Err(self.error(ErrorKind::TooLarge, 0, message));
         }
         self.interfaces.push(interface);

@@ -20,8 +20,9 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::Direction;
 use super::block::{self, MAX_PACKET, PACKET_HEAD, PACKET_TAIL};
-use super::{Direction, MAX_INTERFACES, MAX_NAME};
+use crate::limits::{MAX_CAPTURE_INTERFACES, MAX_CAPTURE_NAME};
 use crate::{Error, ErrorKind, Result};
 
 const DOING: &str = "recording";
@@ -238,11 +239,13 @@ impl Shared {
 impl State {
     fn add_interface(&mut self, interface: &Interface) -> Option<u32> {
         let index = self.summary.channels;
-        if index as usize >= MAX_INTERFACES {
-            self.fail(io::Error::other(format!("more than {MAX_INTERFACES} channels in one recording")));
+        if index as usize >= MAX_CAPTURE_INTERFACES {
+            self.fail(io::Error::other(format!(
+                "more than {MAX_CAPTURE_INTERFACES} channels in one recording"
+            )));
             return None;
         }
-        let name = cut(&interface.name, MAX_NAME);
+        let name = cut(&interface.name, MAX_CAPTURE_NAME);
         let block = block::interface_description(name, interface.description.as_deref());
         if !self.append(&block) {
             return None;

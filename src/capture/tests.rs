@@ -9,6 +9,7 @@ use pcap_parser::traits::PcapReaderIterator;
 use pcap_parser::{Block, PcapBlockOwned, PcapError, PcapNGReader, ToVec};
 
 use super::*;
+use crate::limits::{MAX_CAPTURE_BLOCK, MAX_CAPTURE_INTERFACES, MAX_CAPTURE_NAME};
 use crate::{Error, ErrorKind, Result};
 
 use Direction::{ToDestination, ToSource};
@@ -268,7 +269,7 @@ fn hostile_lengths_are_refused_without_memory() {
     let cases: &[(usize, u32, ErrorKind)] = &[
         (packet + 4, u32::MAX, ErrorKind::Malformed),
         (packet + 4, 0xffff_fffc, ErrorKind::TooLarge),
-        (packet + 4, MAX_BLOCK, ErrorKind::Truncated),
+        (packet + 4, MAX_CAPTURE_BLOCK, ErrorKind::Truncated),
         (packet + 4, 0, ErrorKind::Malformed),
         (packet + 4, 28, ErrorKind::Malformed),
         (packet + 8, 1, ErrorKind::Malformed),
@@ -303,10 +304,10 @@ fn hostile_lengths_are_refused_without_memory() {
 fn too_many_interfaces_are_refused() {
     let mut file = small();
     let interface = block::interface_description("x", None);
-    (0..MAX_INTERFACES).for_each(|_| file.extend_from_slice(&interface));
+    (0..MAX_CAPTURE_INTERFACES).for_each(|_| file.extend_from_slice(&interface));
     assert_eq!(read(&file[..]).1.unwrap().kind(), ErrorKind::TooLarge);
     let mut file = small();
-    file.extend(block::interface_description(&"x".repeat(MAX_NAME + 1), None));
+    file.extend(block::interface_description(&"x".repeat(MAX_CAPTURE_NAME + 1), None));
     assert_eq!(read(&file[..]).1.unwrap().kind(), ErrorKind::TooLarge);
 }
 

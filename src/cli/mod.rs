@@ -3,10 +3,12 @@
 //! Exit codes: 0 ok, 1 a negative finding (a peer failed, bytes differ, an error in a stream), 2 usage, 3 environment.
 //! A reader that closes our standard output early is no error.
 
+mod given;
 mod output;
 mod record;
 mod recv;
 mod send;
+mod verify;
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -34,6 +36,7 @@ struct Arguments {
 enum Verb {
     Record(record::Record),
     Recv(recv::Recv),
+    Verify(verify::Verify),
     Send(send::Send),
 }
 
@@ -43,6 +46,7 @@ pub(crate) fn run() -> ExitCode {
     let outcome: anyhow::Result<Verdict> = match arguments.verb {
         Verb::Record(record) => record.run(),
         Verb::Recv(recv) => recv.run(),
+        Verb::Verify(verb) => verb.run(),
         Verb::Send(send) => send.run(),
     };
     match outcome {

@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 /// Prints one JSON object as the verb's answer.
 pub(crate) fn print_json(value: &Value) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
-    serde_json::to_writer(&mut out, value)?;
+    // serde_json hides the kind of an I/O error, and a reader that has gone is none to us.
+    serde_json::to_writer(&mut out, value).map_err(io::Error::from)?;
     writeln!(out)?;
     out.flush()?;
     Ok(())
