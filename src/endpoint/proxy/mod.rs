@@ -263,6 +263,3 @@ struct Line {
     ends: Arc<Ends>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
-
-#[cfg(test)]
-mod tests;

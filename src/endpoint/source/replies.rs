@@ -122,7 +122,7 @@ impl Replies {
             match self.heard.recv_timeout(Duration::from_secs(1)) {
                 Ok(heard) => match self.note(heard) {
                     // That the connection ended is what the failed write says as well, and better.
-                    Err(_) if self.is_over => return None,
+                    Err(e) if self.is_over && e.kind() == ErrorKind::Peer => return None,
                     Err(e) => return Some(e),
                     Ok(()) => {}
                 },
