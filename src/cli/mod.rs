@@ -3,7 +3,9 @@
 //! Exit codes: 0 ok, 1 a negative finding (a peer failed, bytes differ, an error in a stream), 2 usage, 3 environment.
 //! A reader that closes our standard output early is no error.
 
+mod dump;
 mod given;
+mod inspect;
 mod output;
 mod recv;
 mod verify;
@@ -34,6 +36,8 @@ struct Arguments {
 enum Verb {
     Recv(recv::Recv),
     Verify(verify::Verify),
+    Inspect(inspect::Inspect),
+    Dump(dump::Dump),
 }
 
 /// Parses the command line and carries it out.
@@ -42,6 +46,8 @@ pub(crate) fn run() -> ExitCode {
     let outcome: anyhow::Result<Verdict> = match arguments.verb {
         Verb::Recv(recv) => recv.run(),
         Verb::Verify(verb) => verb.run(),
+        Verb::Inspect(verb) => verb.run(),
+        Verb::Dump(verb) => verb.run(),
     };
     match outcome {
         Ok(Verdict::Good) => ExitCode::SUCCESS,
