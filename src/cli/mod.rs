@@ -8,6 +8,7 @@ mod given;
 mod inspect;
 mod output;
 mod recv;
+mod send;
 mod verify;
 
 use std::io::{self, Write as _};
@@ -36,6 +37,7 @@ struct Arguments {
 enum Verb {
     Recv(recv::Recv),
     Verify(verify::Verify),
+    Send(send::Send),
     Inspect(inspect::Inspect),
     Dump(dump::Dump),
 }
@@ -46,6 +48,7 @@ pub(crate) fn run() -> ExitCode {
     let outcome: anyhow::Result<Verdict> = match arguments.verb {
         Verb::Recv(recv) => recv.run(),
         Verb::Verify(verb) => verb.run(),
+        Verb::Send(send) => send.run(),
         Verb::Inspect(verb) => verb.run(),
         Verb::Dump(verb) => verb.run(),
     };
