@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 use std::io::{self, Write as _};
 
 use clap::Args;
-use migwire::Error;
 use migwire::report::inspect::{Summary, inspect};
+use migwire::{Error, ErrorKind};
 use serde_json::{Value, json};
 
 use super::given::{Given, complain};
@@ -113,8 +113,12 @@ fn page(summary: &Summary) -> String {
     for note in &summary.notes {
         line(&mut text, "  note", note);
     }
-    if let Some(error) = &summary.error {
-        line(&mut text, "  stopped", &output::whole_text(error));
+    match &summary.error {
+        Some(error) if error.kind() == ErrorKind::Unsupported && summary.bytes == 0 => {
+            line(&mut text, "  unsupported", error.message());
+        }
+        Some(error) => line(&mut text, "  stopped", &output::whole_text(error)),
+        None => {}
     }
     text
 }

@@ -13,7 +13,7 @@ use super::words;
 use crate::channel::Located;
 use crate::container::{Access, Part, unwrap_error};
 use crate::error::{ChannelId, Error, Result};
-use crate::limits::{MAX_SECTIONS, PIECE};
+use crate::limits::{MAX_RAM_BLOCKS, MAX_SECTIONS, PIECE};
 use crate::postcopy::Reply;
 use crate::stream::{Event, Grammar, Parser};
 use crate::vmstate::{Description, Style};
@@ -257,8 +257,10 @@ struct Collector<'s> {
     summary: &'s mut Summary,
     evidence: Evidence,
     chapter: Chapter,
-    /// Row of every block of the list that is in force.
+    /// Row of every block of the list that is in force; one that is not there for blocks beyond their cap.
     rows: Vec<usize>,
+    /// Row of every block that ever was.
+    named: HashMap<Box<[u8]>, usize>,
     /// Block and offset of the last page.
     place: Option<(usize, u64)>,
     /// Row of every section id.
@@ -274,6 +276,7 @@ impl<'s> Collector<'s> {
             evidence: Evidence::default(),
             chapter: Chapter::default(),
             rows: Vec::new(),
+            named: HashMap::new(),
             place: None,
             sections: HashMap::new(),
             open: None,
@@ -326,19 +329,21 @@ impl<'s> Collector<'s> {
     fn block(&mut self, block: &RamBlock<'_>, grammar: &Grammar) {
         // The list may come again; blocks that were there before keep their row.
         self.rows.truncate(grammar.blocks().len().saturating_sub(1));
-        let name = block.name.to_string();
-        let row = match self.summary.blocks.iter().position(|row| row.name == name) {
-            Some(row) => row,
+        let row = match self.named.get(block.name.0) {
+            Some(row) => *row,
+            None if self.summary.blocks.len() >= MAX_RAM_BLOCKS => usize::MAX,
             None => {
+                let row = self.summary.blocks.len();
+                self.named.insert(block.name.0.into(), row);
                 self.summary.blocks.push(BlockSummary {
-                    name,
+                    name: block.name.to_string(),
                     length: block.used_length,
                     page_size: block.page_size,
                     gpa: block.gpa,
                     pages: PageCounts::default(),
                     mapped: block.mapped.map(|mapped| (mapped.bitmap_offset, mapped.page_size)),
                 });
-                self.summary.blocks.len() - 1
+                row
             }
         };
         self.rows.push(row);
