@@ -2,8 +2,9 @@
 
 use std::ops::ControlFlow;
 
+use crate::channel::{ChannelEvent as _, ChannelParser, Feed, Input};
 use crate::error::{Error, Result};
-use crate::stream::{Emitter, Event, Feed, Input, Parser};
+use crate::stream::{Event, Parser};
 use crate::wire::Sink;
 
 /// What came of verifying one channel.
@@ -32,19 +33,20 @@ impl Verification {
     }
 }
 
-/// Verifies a main channel: every event that `parser` makes of `feed` is emitted again and compared with the bytes it came from.
-pub fn main_channel<I: Input>(feed: &mut Feed<I>, parser: &mut Parser) -> Verification {
+/// Verifies a channel: every event that `parser` makes of `feed` is emitted again and compared with the bytes it came from.
+/// `note` sees the events as they pass.
+pub fn channel<I, P, F>(feed: &mut Feed<I>, parser: &mut P, mut note: F) -> Verification
+where
+    I: Input,
+    P: ChannelParser,
+    F: FnMut(&mut Verification, &P::Event<'_>),
+{
     let mut found = Verification::default();
-    let mut emitter = Emitter::obedient();
     let outcome: Result<()> = feed.run(parser, |located, _| {
         found.events += 1;
-        match located.event {
-            Event::Section(_) => found.sections += 1,
-            Event::Page(_) => found.pages += 1,
-            _ => {}
-        }
+        note(&mut found, &located.event);
         let mut compare = Compare { expected: located.raw, at: 0, equal: true };
-        emitter.emit(&located.event, &mut compare)?;
+        located.event.emit(&mut compare);
         if !compare.is_complete() && found.difference.is_none() {
             found.difference = Some(located.range.start + compare.at as u64);
         }
@@ -52,6 +54,16 @@ pub fn main_channel<I: Input>(feed: &mut Feed<I>, parser: &mut Parser) -> Verifi
         Ok(ControlFlow::Continue(()))
     });
     found.error = outcome.err();
+    found
+}
+
+/// Verifies a main channel.
+pub fn main_channel<I: Input>(feed: &mut Feed<I>, parser: &mut Parser) -> Verification {
+    let mut found = channel(feed, parser, |found, event| match event {
+        Event::Section(_) => found.sections += 1,
+        Event::Page(_) => found.pages += 1,
+        _ => {}
+    });
     found.complaints = parser.grammar().complaints().to_vec();
     found
 }
@@ -95,7 +107,7 @@ impl Sink for Compare<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stream::Streaming;
+    use crate::channel::Streaming;
 
     #[test]
     fn finds_a_byte_that_is_not_given_back() {

@@ -1,6 +1,7 @@
 //! Events to bytes.
 
 use super::{Event, Grammar, Mode};
+use crate::channel::ChannelEvent as _;
 use crate::dialect::Dialect;
 use crate::error::{Error, ErrorKind, Result};
 use crate::wire::Sink;

@@ -1,5 +1,6 @@
 //! The one vocabulary of the main channel.
 
+use crate::channel::ChannelEvent;
 use crate::wire::{
     Bulk, Command, Configuration, ConfigurationSubsection, DescriptionHead, FileHeader, Page, PageWord,
     RamBlock, SectionFooter, SectionHead, SectionKind, Sink, Wire,
@@ -40,9 +41,8 @@ pub enum Event<'a> {
     Trailing(Bulk<'a>),
 }
 
-impl Event<'_> {
-    /// What it is, in a word or two.
-    pub fn name(&self) -> &'static str {
+impl ChannelEvent for Event<'_> {
+    fn name(&self) -> &'static str {
         match self {
             Self::Header(_) => "file header",
             Self::Configuration(_) => "configuration",
@@ -62,8 +62,8 @@ impl Event<'_> {
         }
     }
 
-    /// Writes the event's bytes, as its fields say. Elided bytes are not written; [`Emitter`](super::Emitter) refuses them.
-    pub fn emit(&self, out: &mut impl Sink) {
+    /// Elided bytes are not written; [`Emitter`](super::Emitter) refuses them.
+    fn emit(&self, out: &mut impl Sink) {
         match self {
             Self::Header(record) => record.emit(out),
             Self::Configuration(record) => record.emit(out),
@@ -85,8 +85,7 @@ impl Event<'_> {
         }
     }
 
-    /// Bytes on the wire, elided ones included.
-    pub fn wire_len(&self) -> u64 {
+    fn wire_len(&self) -> u64 {
         match self {
             Self::Header(record) => record.wire_len() as u64,
             Self::Configuration(record) => record.wire_len() as u64,
@@ -106,8 +105,7 @@ impl Event<'_> {
         }
     }
 
-    /// Bytes on the wire that were not read.
-    pub fn elided(&self) -> u64 {
+    fn elided(&self) -> u64 {
         match self {
             Self::Page(page) => page.wire_len() - page.head_len() as u64,
             Self::MappedRam(Bulk::Elided(len))

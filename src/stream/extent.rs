@@ -13,7 +13,7 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::grammar::Grammar;
-use super::parser::Tail;
+use crate::channel::Tail;
 use crate::limits::{MAX_DESCRIPTION, PIECE};
 use crate::wire::{Command, CommandCode, Cursor, Fault, SectionFooter, SectionHead, SectionKind, Wire};
 

@@ -16,6 +16,7 @@
 use std::collections::HashMap;
 
 use super::Event;
+use crate::channel::ChannelEvent as _;
 use crate::dialect::{Dialect, Difference};
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{

@@ -7,19 +7,17 @@
 //! ```
 //! [`Event`] is what the parser yields, the emitter takes, dumps print and tests compare. [`Grammar`] is the protocol's state:
 //! which record may come, which section an id belongs to, which RAM block a page is for. [`Parser`] is a lexer that asks the
-//! grammar what to read next; it owns no buffer, no socket and no clock. [`Feed`] drives it over anything that is
+//! grammar what to read next; it owns no buffer, no socket and no clock. [`Feed`](crate::channel::Feed) drives it over anything that is
 //! [`std::io::Read`]. How far an opaque device payload reaches is not on the wire; [`extent`] finds out.
 
 mod emitter;
 mod event;
 pub mod extent;
-mod feed;
 mod grammar;
 mod parser;
 
 pub use emitter::Emitter;
 pub use event::Event;
 pub use extent::Extents;
-pub use feed::{Feed, Input, Seeking, Streaming};
 pub use grammar::{Block, Grammar, Mode, Phase, Section};
-pub use parser::{Located, Parser, Step, Tail};
+pub use parser::Parser;

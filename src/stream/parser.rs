@@ -1,9 +1,8 @@
 //! Bytes to events, a step at a time.
 
-use std::ops::Range;
-
 use super::extent::{self, Extents, Found};
 use super::{Event, Grammar, Mode, Phase};
+use crate::channel::{ChannelEvent as _, ChannelParser, Located, Step, Tail};
 use crate::dialect::Dialect;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::PIECE;
@@ -12,46 +11,13 @@ use crate::wire::{
     PageWord, RamBlock, SectionFooter, SectionHead, SectionKind, Wire,
 };
 
-/// What comes behind the input that a step is given.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tail {
-    /// More bytes may come.
-    Open,
-    /// More may come, but nothing has for so long that what is there must do: a source that waits for an answer is silent.
-    Idle,
-    /// Nothing.
-    Closed,
-}
-
-/// Result of a step.
-#[derive(Debug)]
-pub enum Step<'a> {
-    /// At least this many more bytes are needed.
-    More(usize),
-    /// An event.
-    Event(Located<'a>),
-    /// The channel is over, and ended where it may.
-    End,
-}
-
-/// An event and its place.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Located<'a> {
-    /// The event.
-    pub event: Event<'a>,
-    /// Its bytes in the channel. The ranges of a channel's events follow each other without gap or overlap.
-    pub range: Range<u64>,
-    /// The input's bytes that it took; fewer than the range is long if bytes were elided. The caller drops these from its
-    /// buffer and skips the others.
-    pub raw: &'a [u8],
-}
-
 /// Step parser of a main channel. Owns no buffer: the caller keeps the bytes that were not consumed and offers them again.
 ///
-/// Method families: [`step`](Self::step) takes input and gives events; getters are nouns; the `with_` methods set up.
+/// Method families: [`step`](ChannelParser::step) takes input and gives events; getters are nouns; the `with_` methods set up.
 ///
 /// ```
-/// use migwire::stream::{Parser, Step, Tail, Event};
+/// use migwire::channel::{ChannelParser, Step, Tail};
+/// use migwire::stream::Parser;
 /// let mut parser = Parser::new();
 /// match parser.step(b"QEVM\0\0\0\x03\x07", Tail::Open)? {
 ///     Step::Event(located) => assert_eq!((located.range, located.raw), (0..8, &b"QEVM\0\0\0\x03"[..])),
@@ -134,48 +100,6 @@ impl Parser {
     /// State of the protocol behind the last event.
     pub fn grammar(&self) -> &Grammar {
         &self.grammar
-    }
-
-    /// Offset of the next event.
-    pub fn offset(&self) -> u64 {
-        self.offset
-    }
-
-    /// Reads the next event from `input`, which begins at [`offset`](Self::offset).
-    ///
-    /// # Errors
-    /// Where the bytes cannot go on like this; the events before it stand. An error is final.
-    pub fn step<'a>(&mut self, input: &'a [u8], tail: Tail) -> Result<Step<'a>> {
-        let (input, tail, package) = self.fence(input, tail);
-        let mut cursor = Cursor::new(self.offset, input);
-        let event = match self.lex(&mut cursor, tail) {
-            Ok(Some(event)) => event,
-            Ok(None) => return Ok(Step::End),
-            Err(Fault::Bad(error)) => return Err(error),
-            Err(Fault::More { missing, .. }) if tail != Tail::Closed => return Ok(Step::More(missing)),
-            Err(Fault::More { field, missing }) => {
-                let at = self.offset + input.len() as u64;
-                let what = if package { "the package" } else { "the stream" };
-                let message = match missing {
-                    0 | 1 => format!("{what} ends here, inside {field}"),
-                    n => format!("{what} ends here, {n} bytes short of {field}"),
-                };
-                let kind = if package { ErrorKind::Malformed } else { ErrorKind::Truncated };
-                return Err(Error::new(kind, at, self.doing(), message));
-            }
-        };
-        let start = self.offset;
-        self.grammar.admit(&event, start)?;
-        if let Event::Section(head) = &event {
-            let hint = match head.identity {
-                Some(identity) => self.extents.take(identity.idstr.0, identity.instance_id),
-                None => None,
-            };
-            self.payload = Payload { hint, ..Payload::default() };
-        }
-        self.offset += event.wire_len();
-        let consumed = (self.offset - start - event.elided()) as usize;
-        Ok(Step::Event(Located { event, range: start..self.offset, raw: &input[..consumed] }))
     }
 
     /// Cuts the input at the end of the package that is being read.
@@ -304,6 +228,51 @@ impl Parser {
             return Err(Fault::More { field: "trailing bytes", missing: PIECE - input.remaining() });
         }
         input.take("trailing bytes", input.remaining().min(PIECE)).map(|b| Event::Trailing(Bulk::Bytes(b)))
+    }
+}
+
+impl ChannelParser for Parser {
+    type Event<'a> = Event<'a>;
+
+    fn step<'a>(&mut self, input: &'a [u8], tail: Tail) -> Result<Step<'a, Event<'a>>> {
+        let (input, tail, package) = self.fence(input, tail);
+        let mut cursor = Cursor::new(self.offset, input);
+        let event = match self.lex(&mut cursor, tail) {
+            Ok(Some(event)) => event,
+            Ok(None) => return Ok(Step::End),
+            Err(Fault::Bad(error)) => return Err(error),
+            Err(Fault::More { missing, .. }) if tail != Tail::Closed => return Ok(Step::More(missing)),
+            Err(Fault::More { field, missing }) => {
+                let at = self.offset + input.len() as u64;
+                let what = if package { "the package" } else { "the stream" };
+                let message = match missing {
+                    0 | 1 => format!("{what} ends here, inside {field}"),
+                    n => format!("{what} ends here, {n} bytes short of {field}"),
+                };
+                let kind = if package { ErrorKind::Malformed } else { ErrorKind::Truncated };
+                return Err(Error::new(kind, at, self.doing(), message));
+            }
+        };
+        let start = self.offset;
+        self.grammar.admit(&event, start)?;
+        if let Event::Section(head) = &event {
+            let hint = match head.identity {
+                Some(identity) => self.extents.take(identity.idstr.0, identity.instance_id),
+                None => None,
+            };
+            self.payload = Payload { hint, ..Payload::default() };
+        }
+        self.offset += event.wire_len();
+        let consumed = (self.offset - start - event.elided()) as usize;
+        Ok(Step::Event(Located { event, range: start..self.offset, raw: &input[..consumed] }))
+    }
+
+    fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    fn expected(&self) -> &'static str {
+        self.grammar.expected()
     }
 }
 

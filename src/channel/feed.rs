@@ -6,7 +6,7 @@
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::ControlFlow;
 
-use super::{Grammar, Located, Parser, Step, Tail};
+use super::{ChannelEvent as _, ChannelParser, Located, Step, Tail};
 use crate::error::{Error, ErrorKind, Result};
 
 /// Where a feed's bytes come from.
@@ -79,6 +79,13 @@ impl<R: Read + Seek> Input for Seeking<R> {
 /// Ordinary size of the buffer: large enough that a read costs little a byte, small enough to stay in the second-level cache.
 const BUFFER: usize = 256 << 10;
 
+/// What a step came to.
+enum Outcome {
+    End,
+    More(usize),
+    Taken { elided: u64, flow: ControlFlow<()> },
+}
+
 /// A buffer in front of an input.
 #[derive(Debug)]
 pub struct Feed<I> {
@@ -101,7 +108,7 @@ impl<I: Input> Feed<I> {
         &self.input
     }
 
-    /// Runs `parser` to the end of the channel, and hands every event to `handle`, with the protocol's state behind it. The
+    /// Runs `parser` to the end of the channel, and hands every event to `handle`, with the parser's state behind it. The
     /// bytes of an event live until `handle` returns. `Break` stops early.
     ///
     /// When nothing comes for too long ([`io::ErrorKind::WouldBlock`] or `TimedOut` from the input), the parser gets one
@@ -109,41 +116,52 @@ impl<I: Input> Feed<I> {
     ///
     /// # Errors
     /// The parser's, `handle`'s, and the input's.
-    pub fn run<F>(&mut self, parser: &mut Parser, mut handle: F) -> Result<()>
+    pub fn run<P, F>(&mut self, parser: &mut P, mut handle: F) -> Result<()>
     where
-        F: FnMut(&Located<'_>, &Grammar) -> Result<ControlFlow<()>>,
+        P: ChannelParser,
+        F: FnMut(&Located<'_, P::Event<'_>>, &P) -> Result<ControlFlow<()>>,
     {
         loop {
-            let window = &self.buffer[self.start..self.end];
-            let missing = match parser.step(window, self.tail)? {
-                Step::End => return Ok(()),
-                Step::Event(located) => {
-                    let elided = located.event.elided();
-                    let taken = located.raw.len();
-                    let flow = handle(&located, parser.grammar())?;
-                    self.start += taken;
+            match self.step(parser, &mut handle)? {
+                Outcome::End => return Ok(()),
+                Outcome::Taken { elided, flow } => {
                     if elided > 0 {
                         self.skip(elided, parser.offset())?;
                     }
                     if self.tail == Tail::Idle {
                         self.tail = Tail::Open;
                     }
-                    match flow {
-                        ControlFlow::Continue(()) => continue,
-                        ControlFlow::Break(()) => return Ok(()),
+                    if flow.is_break() {
+                        return Ok(());
                     }
                 }
-                Step::More(missing) => missing,
-            };
-            if self.tail == Tail::Idle {
-                let message = format!("nothing came while {} was expected", parser.grammar().expected());
-                let at = parser.offset() + (self.end - self.start) as u64;
-                return Err(Error::new(ErrorKind::Timeout, at, "reading", message));
+                Outcome::More(missing) => {
+                    let at = parser.offset() + (self.end - self.start) as u64;
+                    if self.tail == Tail::Idle {
+                        let message = format!("nothing came while {} was expected", parser.expected());
+                        return Err(Error::new(ErrorKind::Timeout, at, "reading", message));
+                    }
+                    self.fill(missing).map_err(|e| Error::io("reading", "the channel failed", e).at(at))?;
+                }
             }
-            self.fill(missing).map_err(|e| {
-                Error::io("reading", "the channel failed", e)
-                    .at(parser.offset() + (self.end - self.start) as u64)
-            })?;
+        }
+    }
+
+    /// One step of the parser over what the buffer holds.
+    fn step<P, F>(&mut self, parser: &mut P, handle: &mut F) -> Result<Outcome>
+    where
+        P: ChannelParser,
+        F: FnMut(&Located<'_, P::Event<'_>>, &P) -> Result<ControlFlow<()>>,
+    {
+        let window = &self.buffer[self.start..self.end];
+        match parser.step(window, self.tail)? {
+            Step::End => Ok(Outcome::End),
+            Step::More(missing) => Ok(Outcome::More(missing)),
+            Step::Event(located) => {
+                let flow = handle(&located, parser)?;
+                self.start += located.raw.len();
+                Ok(Outcome::Taken { elided: located.event.elided(), flow })
+            }
         }
     }
 
