@@ -124,12 +124,18 @@ impl Parser {
             Phase::Footer => "section footer",
             Phase::AfterEof => "EOF",
             Phase::DescriptionText { .. } => "VM description",
+            Phase::Trailing if self.grammar.package_end().is_some() => "package",
             Phase::Trailing => "trailing bytes",
         }
     }
 
     /// The next event by phase; `None` at an end that is allowed.
     fn lex<'a>(&mut self, input: &mut Cursor<'a>, tail: Tail) -> Result<Option<Event<'a>>, Fault> {
+        if input.is_empty() && self.grammar.phase() == Phase::Trailing && self.grammar.package_end().is_some()
+        {
+            // A destination has taken in all of the package before it looks at its first byte.
+            return Err(Fault::More { field: "the package", missing: 1 });
+        }
         match self.grammar.phase() {
             Phase::RamWord => self.ram_word(input).map(Some),
             Phase::RamBlock => {
