@@ -51,6 +51,9 @@ pub(super) enum Found {
     More { missing: usize, searched: usize },
 }
 
+/// Longest chain of commands that is looked through behind a payload without footer.
+const LAST_COMMANDS: usize = 256;
+
 /// Whether something could be the next record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
@@ -213,10 +216,14 @@ impl Search<'_> {
         }
     }
 
-    /// Behind a footer one command is proof enough; without one, commands must lead up to the end of the package.
+    /// Behind a footer one command is proof enough; without one, commands must lead up to the end of the package. A source
+    /// puts two PINGs and RUN there, so that a longer chain is no proof, and need not be held either.
     fn is_command(&self, rest: &[u8], sure: bool) -> Verdict {
         let mut input = Cursor::new(0, rest);
         while !input.is_empty() {
+            if input.consumed() > LAST_COMMANDS {
+                return Verdict::No;
+            }
             match Command::parse(&mut input) {
                 Ok(Command::Other { code, .. }) if sure && code.name().is_some() => return Verdict::Yes,
                 Ok(Command::Other { .. }) => return Verdict::No,
