@@ -413,15 +413,16 @@ impl Grammar {
         let unexpected = self.footers == Some(false);
         self.footers = Some(true);
         self.phase = Phase::Record;
+        let mismatch = self.current_section().filter(|(_, expected, _)| *expected != id).map(
+            |(_, expected, section)| {
+                format!("it names section {id:#x}, but closes section {expected:#x} {:?}", section.name())
+            },
+        );
+        self.section = None;
         if unexpected {
             let message = "the sections before it had none";
             return self.refuse(ErrorKind::OutOfOrder, offset, "section footer", message);
         }
-        let Some((_, expected, section)) = self.current_section() else { return Ok(()) };
-        let mismatch = (id != expected).then(|| {
-            format!("it names section {id:#x}, but closes section {expected:#x} {:?}", section.name())
-        });
-        self.section = None;
         mismatch.map_or(Ok(()), |message| {
             self.refuse(ErrorKind::Malformed, offset + 1, "section footer", message)
         })
@@ -429,11 +430,11 @@ impl Grammar {
 
     fn admit_section(&mut self, head: &SectionHead<'_>, offset: u64) -> Result<()> {
         self.section = Some((head.kind, head.section_id));
+        if self.sections.len() >= MAX_SECTIONS && !self.sections.contains_key(&head.section_id) {
+            let message = format!("more than {MAX_SECTIONS} sections");
+            return Err(Error::new(ErrorKind::TooLarge, offset, "section", message));
+        }
         if let Some(identity) = head.identity {
-            if self.sections.len() >= MAX_SECTIONS {
-                let message = format!("more than {MAX_SECTIONS} sections");
-                return Err(Error::new(ErrorKind::TooLarge, offset, "section", message));
-            }
             let section = Section {
                 idstr: identity.idstr.0.into(),
                 instance_id: identity.instance_id,
