@@ -24,8 +24,8 @@ use crate::limits::{
 };
 use crate::limits::{MAX_SECTIONS, MIN_PAGE_BITS};
 use crate::wire::{
-    Command, CommandCode, ConfigurationSubsection, FileHeader, Name, Page, PageBody, PageWord, RamBlock,
-    RamFields, RamFlags, SectionHead, SectionKind,
+    Command, CommandCode, ConfigurationSubsection, FileHeader, MappedRamHeader, Name, Page, PageBody,
+    PageWord, RamBlock, RamFields, RamFlags, SectionHead, SectionKind, Wire as _,
 };
 
 /// How much is forgiven.
@@ -624,17 +624,8 @@ impl Grammar {
         self.ram.blocks.push(Block { name: block.name.0.into(), used_length: length });
         let twice = self.ram.by_name.insert(block.name.0.into(), index).is_some();
         self.phase = self.after_block();
-        if let Some(mapped) = block.mapped {
-            let end = offset + block.wire_len() as u64;
-            let next = mapped.pages_offset.checked_add(length).filter(|next| *next >= end);
-            let Some(next) = next.filter(|_| mapped.bitmap_offset <= mapped.pages_offset) else {
-                let message = format!("mapped-ram offsets of block {:?} point backwards", block.name);
-                return Err(Error::new(ErrorKind::Malformed, offset, DOING, message));
-            };
-            // An ignored block has both offsets 0 and no area (11.0 and later).
-            if next > end {
-                self.phase = Phase::MappedRam { left: next - end };
-            }
+        if let Some(mapped) = &block.mapped {
+            self.admit_mapped(mapped, block, offset)?;
         }
         match twice {
             true => self.refuse(
@@ -645,6 +636,42 @@ impl Grammar {
             ),
             false => Ok(()),
         }
+    }
+
+    /// Bitmap and pages of the block stand between this entry and the next record. Offsets are of the file.
+    fn admit_mapped(&mut self, mapped: &MappedRamHeader, block: &RamBlock<'_>, offset: u64) -> Result<()> {
+        const DOING: &str = "mapped-ram header";
+        let end = offset + block.wire_len() as u64;
+        let at = end - mapped.wire_len() as u64;
+        if (mapped.bitmap_offset, mapped.pages_offset) == (0, 0) {
+            // A block whose pages are not in the file (x-ignore-shared, 11.0 and later).
+            return Ok(());
+        }
+        let next = mapped.pages_offset.checked_add(block.used_length);
+        let ordered = end <= mapped.bitmap_offset && mapped.bitmap_offset <= mapped.pages_offset;
+        let Some(next) = next.filter(|_| ordered) else {
+            let message = format!(
+                "block {:?} has its bitmap at {:#x} and {:#x} bytes of pages at {:#x}, which cannot follow each other from here",
+                block.name, mapped.bitmap_offset, block.used_length, mapped.pages_offset
+            );
+            return Err(Error::new(ErrorKind::Malformed, at + 12, DOING, message));
+        };
+        if next > end {
+            self.phase = Phase::MappedRam { left: next - end };
+        }
+        if mapped.version > 1 {
+            let message =
+                format!("version {} of block {:?}, the newest known is 1", mapped.version, block.name);
+            return self.refuse(ErrorKind::Unsupported, at, DOING, message);
+        }
+        if mapped.pages_offset % self.ram.page_size != 0 {
+            let message = format!(
+                "pages of block {:?} at {:#x}, which is no multiple of the page size {:#x}",
+                block.name, mapped.pages_offset, self.ram.page_size
+            );
+            return self.refuse(ErrorKind::Malformed, at + 20, DOING, message);
+        }
+        Ok(())
     }
 
     fn admit_page(&mut self, page: &Page<'_>, offset: u64) -> Result<()> {
@@ -661,6 +688,10 @@ impl Grammar {
             };
             return self.refuse(ErrorKind::Malformed, offset, "RAM page", message);
         };
+        if self.ram.fields.mapped {
+            let message = "a page in the stream, but with mapped-ram pages stand elsewhere in the file";
+            return self.refuse(ErrorKind::OutOfOrder, offset, "RAM page", message);
+        }
         let block = &self.ram.blocks[current];
         let at = page.word.offset(self.ram.page_size);
         if at >= block.used_length {

@@ -81,6 +81,29 @@ impl Small {
         blocks.iter().fold(list, |list, block| list.event(&Event::RamBlock(*block)))
     }
 
+    /// An entry of a mapped-ram list on small pages, with bitmap and pages behind it where its header says so.
+    pub(crate) fn mapped(
+        self,
+        name: &str,
+        pages: u64,
+        twist: impl Fn(MappedRamHeader) -> MappedRamHeader,
+    ) -> Self {
+        let length = pages * SMALL_PAGE;
+        let end = (self.0.len() + 1 + name.len() + 8 + 8 + 28) as u64;
+        let pages_offset = (end + 8).next_multiple_of(SMALL_PAGE);
+        let header = MappedRamHeader { version: 1, page_size: SMALL_PAGE, bitmap_offset: end, pages_offset };
+        let header = twist(header);
+        let block = RamBlock { gpa: Some(0), mapped: Some(header), ..RamBlock::new(name.into(), length) };
+        let entry = self.event(&Event::RamBlock(block));
+        match header.pages_offset {
+            0 => entry,
+            _ => entry
+                .raw(&[3, 0, 0, 0, 0, 0, 0, 0])
+                .raw(&vec![0; (pages_offset - end - 8) as usize])
+                .raw(&vec![0xaa; length as usize]),
+        }
+    }
+
     pub(crate) fn eos(self) -> Self {
         self.word(0, RamFlags::EOS)
     }
@@ -251,31 +274,24 @@ fn ignore_shared() -> Vec<u8> {
         .0
 }
 
-/// Two blocks; offsets are nearer than a real writer puts them, which a reader does not mind.
+/// Three blocks, one of them not in the file. Pages are nearer than a real writer puts them, which a reader does not mind.
 fn mapped_ram() -> Vec<u8> {
-    let stream = Small::begin()
+    Small::begin()
         .page_bits(10)
-        .capabilities(&["mapped-ram"])
+        .capabilities(&["x-ignore-shared", "mapped-ram"])
         .named(START, RAM, "ram", 4)
-        .list(0xc00, &[]);
-    let mapped = |stream: Small, name: &'static [u8], pages: u64, fill: u8| {
-        let entry = stream.0.len() + 1 + name.len() + 8 + 28;
-        let header = MappedRamHeader {
-            version: 1,
-            page_size: SMALL_PAGE,
-            bitmap_offset: entry as u64,
-            pages_offset: entry as u64 + 8 + 5,
-        };
-        let length = pages * SMALL_PAGE;
-        let block = RamBlock { mapped: Some(header), ..RamBlock::new(Name(name), length) };
-        stream
-            .event(&Event::RamBlock(block))
-            .raw(&[0xff, 0, 0, 0, 0, 0, 0, 0])
-            .raw(&[0; 5])
-            .raw(&vec![fill; length as usize])
-    };
-    let stream = mapped(mapped(stream, b"a", 2, 0xaa), b"b", 1, 0xbb);
-    stream.eos().footer(RAM).again(END, RAM).eos().footer(RAM).eof().description("{}").0
+        .list(0x8c00, &[])
+        .mapped("a", 2, |header| header)
+        .mapped("shared", 32, |header| MappedRamHeader { bitmap_offset: 0, pages_offset: 0, ..header })
+        .mapped("b", 1, |header| header)
+        .eos()
+        .footer(RAM)
+        .again(END, RAM)
+        .eos()
+        .footer(RAM)
+        .eof()
+        .description("{}")
+        .0
 }
 
 fn postcopy() -> Vec<u8> {
