@@ -398,7 +398,7 @@ impl Grammar {
     /// A record follows where a footer might have come.
     fn end_section(&mut self, offset: u64) -> Result<()> {
         let Some((_, id, section)) = self.current_section() else { return Ok(()) };
-        let missing = format!("missing behind section {id} {:?}", section.name());
+        let missing = format!("missing behind section {id:#x} {:?}", section.name());
         self.section = None;
         match self.footers {
             Some(true) => self.refuse(ErrorKind::Malformed, offset, "section footer", missing),
@@ -461,7 +461,8 @@ impl Grammar {
             }
             if is_ram && identity.version_id != 4 {
                 let message = format!("version {} of \"ram\", every release has 4", identity.version_id);
-                return self.refuse(ErrorKind::Unsupported, offset, "section", message);
+                let at = offset + head.wire_len() as u64 - 4;
+                return self.refuse(ErrorKind::Unsupported, at, "section", message);
             }
             return Ok(());
         }
@@ -540,12 +541,13 @@ impl Grammar {
         let between = matches!(self.phase, Phase::Record | Phase::Trailing);
         self.phase = Phase::Record;
         if !between {
-            return Err(Error::new(
-                ErrorKind::Malformed,
-                end,
-                "package",
-                "the package ends inside a section",
-            ));
+            let message = match self.current_section() {
+                Some((_, id, section)) => {
+                    format!("the package ends inside section {id:#x} {:?}", section.name())
+                }
+                None => "the package ends inside a section".to_owned(),
+            };
+            return Err(Error::new(ErrorKind::Malformed, end, "package", message));
         }
         match finished {
             true => Ok(()),
@@ -651,7 +653,7 @@ impl Grammar {
         let ordered = end <= mapped.bitmap_offset && mapped.bitmap_offset <= mapped.pages_offset;
         let Some(next) = next.filter(|_| ordered) else {
             let message = format!(
-                "block {:?} has its bitmap at {:#x} and {:#x} bytes of pages at {:#x}, which cannot follow each other from here",
+                "offsets of block {:?} point backwards: entry up to {end:#x}, bitmap at {:#x}, {:#x} bytes of pages at {:#x}",
                 block.name, mapped.bitmap_offset, block.used_length, mapped.pages_offset
             );
             return Err(Error::new(ErrorKind::Malformed, at + 12, DOING, message));
@@ -695,8 +697,11 @@ impl Grammar {
         let block = &self.ram.blocks[current];
         let at = page.word.offset(self.ram.page_size);
         if at >= block.used_length {
-            let message =
-                format!("offset {at:#x} in block {:?} of {:#x} bytes", Name(&block.name), block.used_length);
+            let message = format!(
+                "offset {at:#x} is past the end of block {:?}, which has {:#x} bytes",
+                Name(&block.name),
+                block.used_length
+            );
             return self.refuse(ErrorKind::Malformed, offset, "RAM page", message);
         }
         match page.body {

@@ -251,9 +251,15 @@ impl ChannelParser for Parser {
             Err(Fault::More { field, missing }) => {
                 let at = self.offset + input.len() as u64;
                 let what = if package { "the package" } else { "the stream" };
-                let message = match missing {
-                    0 | 1 => format!("{what} ends here, inside {field}"),
-                    n => format!("{what} ends here, {n} bytes short of {field}"),
+                let message = match (self.grammar.phase(), self.grammar.current_section(), missing) {
+                    (Phase::Payload, Some((_, id, section)), _) if !self.payload.ended => {
+                        format!(
+                            "{what} ends here, and no end of section {id:#x} {:?} was found before",
+                            section.name()
+                        )
+                    }
+                    (_, _, 0 | 1) => format!("{what} ends here, inside {field}"),
+                    (_, _, n) => format!("{what} ends here, {n} bytes short of {field}"),
                 };
                 let kind = if package { ErrorKind::Malformed } else { ErrorKind::Truncated };
                 return Err(Error::new(kind, at, self.doing(), message));
