@@ -49,6 +49,11 @@ impl Release {
         Self::new(11, 0),
         Self::new(11, 1),
     ];
+
+    /// The known releases that can have machine types of version `machine`.
+    pub fn with_machine(machine: Self) -> impl Iterator<Item = Self> {
+        Self::KNOWN.iter().copied().filter(move |release| *release >= machine)
+    }
 }
 
 impl fmt::Display for Release {

@@ -43,3 +43,13 @@ pub const MAX_RETURN_PATH_PAYLOAD: u16 = 512;
 
 /// Largest received-page bitmap: one bit a 4 KiB page of 16 TiB. It is passed through in pieces, never collected.
 pub const MAX_RECEIVED_BITMAP: u64 = 512 << 20;
+
+/// Longest block of a recording that is held in memory. Wireshark itself reads packets of up to 256 KiB; some tools write larger.
+pub const MAX_CAPTURE_BLOCK: u32 = 16 << 20;
+
+/// Most interfaces in one recording: QEMU opens at most 255 multifd channels and two others, some times over if a
+/// postcopy migration recovers again and again.
+pub const MAX_CAPTURE_INTERFACES: usize = 4096;
+
+/// Longest interface name in a recording; ours have at most 16 bytes.
+pub const MAX_CAPTURE_NAME: usize = 256;

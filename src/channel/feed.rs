@@ -108,6 +108,11 @@ impl<I: Input> Feed<I> {
         &self.input
     }
 
+    /// The input, to be told something between two runs.
+    pub fn input_mut(&mut self) -> &mut I {
+        &mut self.input
+    }
+
     /// Runs `parser` to the end of the channel, and hands every event to `handle`, with the parser's state behind it. The
     /// bytes of an event live until `handle` returns. `Break` stops early.
     ///

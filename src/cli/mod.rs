@@ -3,6 +3,12 @@
 //! Exit codes: 0 ok, 1 a negative finding (a peer failed, bytes differ, an error in a stream), 2 usage, 3 environment.
 //! A reader that closes our standard output early is no error.
 
+mod given;
+mod output;
+mod recv;
+mod send;
+mod verify;
+
 use std::io::{self, Write as _};
 use std::process::ExitCode;
 
@@ -26,12 +32,20 @@ struct Arguments {
 }
 
 #[derive(Debug, Subcommand)]
-enum Verb {}
+enum Verb {
+    Recv(recv::Recv),
+    Verify(verify::Verify),
+    Send(send::Send),
+}
 
 /// Parses the command line and carries it out.
 pub(crate) fn run() -> ExitCode {
     let arguments = Arguments::parse();
-    let outcome: anyhow::Result<Verdict> = match arguments.verb {};
+    let outcome: anyhow::Result<Verdict> = match arguments.verb {
+        Verb::Recv(recv) => recv.run(),
+        Verb::Verify(verb) => verb.run(),
+        Verb::Send(send) => send.run(),
+    };
     match outcome {
         Ok(Verdict::Good) => ExitCode::SUCCESS,
         Ok(Verdict::Bad) => ExitCode::from(1),

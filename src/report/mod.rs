@@ -1,3 +1,23 @@
 //! What people and programs are told about a migration.
+//!
+//! ```text
+//! container::Part -> Feed -> Parser -> Event -> verify    is every byte understood?
+//!                                           \-> inspect   what is in it?
+//!                                           \-> dump      what is each byte?
+//! ```
+//! All three read a channel once, front to back, and keep nothing that grows with the guest. [`Reading`] says how.
 
+//pub mod dump;
+//mod evidence;
+//pub mod inspect;
+#[cfg(all(feature = "container", feature = "json"))]
+mod proof;
+#[cfg(all(feature = "container", feature = "json"))]
+mod reading;
 pub mod verify;
+
+//pub use evidence::{Evidence, Fact};
+#[cfg(all(feature = "container", feature = "json"))]
+pub use proof::prove;
+#[cfg(all(feature = "container", feature = "json"))]
+pub use reading::{Chapter, Reading};

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use crate::channel::{ChannelEvent as _, ChannelParser, Feed, Input};
+use crate::channel::{ChannelEvent as _, ChannelParser, Feed, Input, Located};
 use crate::error::{Error, Result};
 use crate::stream::{Event, Parser};
 use crate::wire::Sink;
@@ -24,6 +24,8 @@ pub struct Verification {
     pub error: Option<Error>,
     /// What a strict reading would have refused.
     pub complaints: Vec<Error>,
+    /// What is worth knowing but no fault of the bytes: a description that does not say what the sections are.
+    pub notes: Vec<String>,
 }
 
 impl Verification {
@@ -39,12 +41,12 @@ pub fn channel<I, P, F>(feed: &mut Feed<I>, parser: &mut P, mut note: F) -> Veri
 where
     I: Input,
     P: ChannelParser,
-    F: FnMut(&mut Verification, &P::Event<'_>),
+    F: FnMut(&mut Verification, &Located<'_, P::Event<'_>>),
 {
     let mut found = Verification::default();
     let outcome: Result<()> = feed.run(parser, |located, _| {
         found.events += 1;
-        note(&mut found, &located.event);
+        note(&mut found, located);
         let mut compare = Compare { expected: located.raw, at: 0, equal: true };
         located.event.emit(&mut compare);
         if !compare.is_complete() && found.difference.is_none() {
@@ -59,10 +61,22 @@ where
 
 /// Verifies a main channel.
 pub fn main_channel<I: Input>(feed: &mut Feed<I>, parser: &mut Parser) -> Verification {
-    let mut found = channel(feed, parser, |found, event| match event {
-        Event::Section(_) => found.sections += 1,
-        Event::Page(_) => found.pages += 1,
-        _ => {}
+    main_channel_with(feed, parser, |_| {})
+}
+
+/// Verifies a main channel, and lets `note` see the events as they pass.
+pub fn main_channel_with<I: Input>(
+    feed: &mut Feed<I>,
+    parser: &mut Parser,
+    mut note: impl FnMut(&Located<'_, Event<'_>>),
+) -> Verification {
+    let mut found = channel(feed, parser, |found, located| {
+        match located.event {
+            Event::Section(_) => found.sections += 1,
+            Event::Page(_) => found.pages += 1,
+            _ => {}
+        }
+        note(located);
     });
     found.complaints = parser.grammar().complaints().to_vec();
     found

@@ -46,6 +46,11 @@ impl Emitter {
         self.offset
     }
 
+    /// State of the protocol behind the last event; an obedient emitter keeps none.
+    pub fn grammar(&self) -> Option<&Grammar> {
+        self.grammar.as_ref()
+    }
+
     /// Writes one event.
     ///
     /// # Errors

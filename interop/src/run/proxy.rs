@@ -1,0 +1,73 @@
+//! Two stock ends with `migwire record` between them: nobody notices, and the recording is the migration.
+
+use std::cell::RefCell;
+
+use serde_json::Value;
+
+use super::{Bench, pair};
+use crate::cases::Transport;
+use crate::failure::{Class, Failure, Run};
+use crate::process::quote;
+use crate::tool::{PipedTool, ToolProcess, error_text};
+
+const CAPTURE: &str = "capture.pcapng";
+
+pub(super) fn run(bench: &Bench<'_>) -> Run<()> {
+    match bench.cell.case.transport {
+        Transport::Exec => piped(bench)?,
+        _ => live(bench)?,
+    }
+    bench.verify(CAPTURE)
+}
+
+fn live(bench: &Bench<'_>) -> Run<()> {
+    let recorder = RefCell::new(None);
+    pair::live(
+        bench,
+        |target| {
+            let arguments = arguments(bench, &pair::listen_address(bench), target);
+            let mut process = ToolProcess::spawn(bench.tool(), "record", &arguments, &bench.place)?;
+            let address = process.address(&bench.place)?;
+            *recorder.borrow_mut() = Some(process);
+            Ok(address)
+        },
+        || match recorder.borrow_mut().as_mut() {
+            Some(process) => check(bench, &process.finish(bench.place.deadline.within(super::TOOL_END))?),
+            None => Ok(()),
+        },
+    )
+}
+
+fn piped(bench: &Bench<'_>) -> Run<()> {
+    let stream = bench.word("stream");
+    let arguments = arguments(bench, "-", &format!("file:{stream}"));
+    let recorder = PipedTool::new(bench.tool(), "record", &arguments, &bench.place);
+    let uri = recorder.uri.clone();
+    let after = || match recorder.finish(bench.place.deadline.within(super::TOOL_END))? {
+        Some(report) => check(bench, &report),
+        None => Err(Failure::new(Class::Failed, "record: no report")),
+    };
+    pair::stored(bench, &uri, after, &format!("exec:cat {}", quote(&stream)))
+}
+
+fn arguments(bench: &Bench<'_>, listen: &str, target: &str) -> Vec<String> {
+    let mut arguments = ["record", listen, target, "-o", &bench.word(CAPTURE)].map(String::from).to_vec();
+    arguments.extend(bench.bounds());
+    arguments
+}
+
+fn check(bench: &Bench<'_>, report: &Value) -> Run<()> {
+    let failed = |text: String| Err(Failure::new(Class::Failed, format!("record: {text}")));
+    if report["verdict"] != "completed" {
+        return failed(error_text(report));
+    }
+    let connections = report["connections"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let total = |key: &str| connections.iter().filter_map(|connection| connection[key].as_u64()).sum::<u64>();
+    if total("to_target") == 0 {
+        return failed("nothing went to the target".into());
+    }
+    if bench.cell.case.return_path != (total("to_source") > 0) {
+        return failed(format!("{} bytes came back to the source", total("to_source")));
+    }
+    Ok(())
+}

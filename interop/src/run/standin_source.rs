@@ -1,0 +1,121 @@
+//! `migwire send` and a stock destination: it loads everything, and its memory is what was sent.
+//!
+//! With an idle guest the judge makes up the memory and the device state comes from a template; with a running guest
+//! the template is sent as it is, and then the guest has to go on where the template left it.
+
+use std::path::PathBuf;
+
+use serde_json::Value;
+
+use super::{Bench, TOOL_END, pair};
+use crate::cases::Transport;
+use crate::failure::{Class, Failure, Run, both};
+use crate::ram::{fill_mixed, image_name};
+use crate::tool::{PipedTool, ToolProcess, error_text};
+
+const CAPTURE: &str = "capture.pcapng";
+
+pub(super) fn run(bench: &Bench<'_>) -> Run<()> {
+    let case = &bench.cell.case;
+    let plan = Plan::of(bench)?;
+    let mut destination = bench.destination(&plan.memory)?;
+    match case.transport {
+        Transport::Exec => {
+            let tool = PipedTool::new(bench.tool(), "send", &plan.arguments(bench, "-"), &bench.place);
+            destination.migrate_incoming(&tool.uri)?;
+            let loaded = bench.arrival(&mut destination, true);
+            let sent = tool.finish(bench.place.deadline.within(TOOL_END));
+            both(sent, loaded)?;
+        }
+        Transport::File => {
+            let address = format!("file:{}", bench.word("stream"));
+            let mut tool =
+                ToolProcess::spawn(bench.tool(), "send", &plan.arguments(bench, &address), &bench.place)?;
+            check(bench, &tool.finish(bench.place.deadline.within(TOOL_END))?)?;
+            destination.migrate_incoming(&address)?;
+            bench.arrival(&mut destination, true)?;
+        }
+        _ => {
+            let address = destination.migrate_incoming(&pair::listen_address(bench))?;
+            let mut tool =
+                ToolProcess::spawn(bench.tool(), "send", &plan.arguments(bench, &address), &bench.place)?;
+            let sent = tool.finish(bench.place.deadline).and_then(|report| check(bench, &report));
+            let loaded = bench.arrival(&mut destination, sent.is_ok());
+            both(sent, loaded)?;
+        }
+    }
+    bench.compare(&plan.memory, &bench.path("destination.ram"))?;
+    bench.verify(CAPTURE)?;
+    bench.resume(&mut destination, "destination")?;
+    destination.quit()
+}
+
+/// What to send, and the image that must arrive.
+struct Plan {
+    options: Vec<String>,
+    memory: PathBuf,
+}
+
+impl Plan {
+    fn of(bench: &Bench<'_>) -> Run<Self> {
+        let case = &bench.cell.case;
+        let image = image_name(&bench.setup.machine.ram_id);
+        if case.variant.from_nothing {
+            let size = bench.setup.machine.ram_bytes.to_string();
+            let fill = format!("mixed={}", bench.seed() >> 1);
+            let sent = bench.word("sent.images");
+            let options = [
+                "--machine",
+                &bench.setup.machine.kind,
+                "--memory",
+                &size,
+                "--block",
+                &bench.setup.machine.ram_id,
+            ];
+            let mut options: Vec<String> = options.map(String::from).into();
+            options.extend(["--fill", &fill, "--ram-out", &sent].map(String::from));
+            return Ok(Self { options, memory: bench.path("sent.images").join(image) });
+        }
+        let template = bench.env.templates.get(bench)?;
+        let mut options = vec![String::from("--template"), template.to_string_lossy().into_owned()];
+        let folder =
+            if case.variant.shared_ram || !bench.dirtying() { "given.images" } else { "sent.images" };
+        let memory = bench.path(folder).join(image);
+        if folder == "given.images" {
+            let dir = bench.path(folder);
+            let filled = std::fs::create_dir_all(dir)
+                .and_then(|()| fill_mixed(&memory, bench.setup.machine.ram_bytes, bench.seed()));
+            filled.map_err(|e| Failure::environment(memory.display(), e))?;
+        }
+        if !case.variant.shared_ram {
+            let option = if bench.dirtying() { "--ram-out" } else { "--ram-in" };
+            options.extend([String::from(option), bench.word(folder)]);
+        }
+        Ok(Self { options, memory })
+    }
+
+    fn arguments(&self, bench: &Bench<'_>, address: &str) -> Vec<String> {
+        let return_path = if bench.cell.case.return_path { "on" } else { "off" };
+        let mut arguments = vec![String::from("send"), address.to_owned()];
+        arguments.extend(self.options.iter().cloned());
+        arguments.extend(["--return-path", return_path, "-o", &bench.word(CAPTURE)].map(String::from));
+        let mut bounds = bench.bounds();
+        // Standard output is the channel then, so there is no place for a report.
+        if address == "-" {
+            bounds.retain(|word| word != "--json");
+        }
+        arguments.extend(bounds);
+        arguments
+    }
+}
+
+fn check(bench: &Bench<'_>, report: &Value) -> Run<()> {
+    let failed = |text: String| Err(Failure::new(Class::Failed, format!("send: {text}")));
+    if report["verdict"] != "completed" {
+        return failed(error_text(report));
+    }
+    if bench.cell.case.return_path && report["peer_status"] != 0 {
+        return failed(format!("the destination reported status {}", report["peer_status"]));
+    }
+    Ok(())
+}

@@ -1,0 +1,358 @@
+//! The steps that cells are made of: a source, a destination, a migration followed at both ends, a comparison.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::Bench;
+use crate::cases::{Guest, Settings};
+use crate::failure::{Class, Failure, Run};
+use crate::peers::Peer;
+use crate::process::{Deadline, Fate};
+use crate::qemu::{Disk, Ram, Vm, VmSpec};
+use crate::ram;
+use crate::tool::{Tool, ToolProcess};
+
+/// Once the source is done, the destination has only its last bytes to load.
+const ARRIVAL: Duration = Duration::from_secs(15);
+
+/// A destination is asked for its side of a failure, but not for long.
+const AUTOPSY: Duration = Duration::from_secs(3);
+
+/// From power-on, or from `cont`, to the next sign of life of the guest.
+const SIGN_OF_LIFE: Duration = Duration::from_secs(25);
+
+/// How long a held-back source may take to show what the case is about.
+const HOLD: Duration = Duration::from_secs(25);
+
+/// What memory holds at a destination before anything arrives: a byte that nobody sent stays visible.
+const UNWRITTEN: u8 = 0xa5;
+
+impl Bench<'_> {
+    pub(super) fn peer(&self, name: &str) -> Run<&Peer> {
+        let build = self.env.inventory.builds.get(name);
+        build
+            .map(|build| &build.peer)
+            .ok_or_else(|| Failure::new(Class::Environment, format!("unknown peer {name}")))
+    }
+
+    pub(super) fn tool(&self) -> &Tool {
+        &self.env.inventory.tool
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
+        self.place.dir.join(name)
+    }
+
+    /// A file of this cell, as a word for a command line.
+    pub(super) fn word(&self, name: &str) -> String {
+        self.path(name).to_string_lossy().into_owned()
+    }
+
+    /// A short address for a UNIX socket of this cell.
+    pub(super) fn unix_address(&self) -> String {
+        use std::sync::atomic::{AtomicU64, Ordering};
+        static NUMBER: AtomicU64 = AtomicU64::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        format!("unix:{}", self.place.sockets.join(format!("{number}.sock")).display())
+    }
+
+    /// A number that differs from cell to cell and not from run to run.
+    pub(super) fn seed(&self) -> u64 {
+        self.cell
+            .id()
+            .bytes()
+            .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+    }
+
+    /// The guest writes to its memory, so the source never has nothing to do.
+    pub(super) fn dirtying(&self) -> bool {
+        self.cell.case.guest == Guest::Dirty
+    }
+
+    pub(super) fn spec(&self, role: &str, ram: Ram, side: &Settings) -> VmSpec {
+        let mut spec = VmSpec::bare(self.setup.machine.clone());
+        spec.ram = ram;
+        spec.arguments =
+            self.cell.case.variant.both.arguments.iter().chain(&side.arguments).cloned().collect();
+        let globals =
+            if role == "source" { &self.setup.source_globals } else { &self.setup.destination_globals };
+        for property in globals {
+            spec.arguments.extend([String::from("-global"), property.clone()]);
+        }
+        if self.dirtying() {
+            spec.disk = Some(Disk::Raw(self.env.boot_disk.clone()));
+            spec.console = Some(self.path(&format!("{role}.console")));
+        }
+        spec
+    }
+
+    /// Sets what the case wants at one end.
+    pub(super) fn configure(&self, vm: &mut Vm, side: &Settings, more: &[&str]) -> Run<()> {
+        let both = &self.cell.case.variant.both;
+        let mut capabilities: Vec<String> = more.iter().map(ToString::to_string).collect();
+        capabilities.extend(both.capabilities.iter().chain(&side.capabilities).cloned());
+        vm.set_capabilities(&capabilities)?;
+        let mut parameters = both.parameters.clone();
+        parameters.extend(side.parameters.clone());
+        vm.set_parameters(Value::Object(parameters))
+    }
+
+    /// A source with its guest at work, or with memory full of patterns, ready to `migrate`.
+    pub(super) fn source(&self) -> Run<Vm> {
+        let case = &self.cell.case;
+        let memory = self.path("source.ram");
+        self.fill(&memory)?;
+        let side = &case.variant.source;
+        let mut spec = self.spec("source", Ram::File(memory), side);
+        spec.running = self.dirtying();
+        let mut vm = Vm::start("source", self.peer(&self.cell.source)?, &spec, &self.place)?;
+        self.configure(&mut vm, side, if case.return_path { &["return-path"] } else { &[] })?;
+        if self.dirtying() {
+            self.sign_of_life(&mut vm, "source", 0)?;
+        }
+        Ok(vm)
+    }
+
+    /// Memory of a machine that has not sent anything yet.
+    pub(super) fn fill(&self, memory: &Path) -> Run<()> {
+        let bytes = self.setup.machine.ram_bytes;
+        let filled = if self.dirtying() {
+            ram::fill_byte(memory, bytes, 0)
+        } else {
+            ram::fill_mixed(memory, bytes, self.seed())
+        };
+        filled.map_err(|e| Failure::environment(memory.display(), e))
+    }
+
+    /// A destination that waits for its orders, stopped, with memory in which every missing byte shows.
+    ///
+    /// `like` is the image that it must share if the stream leaves memory out.
+    pub(super) fn destination(&self, like: &Path) -> Run<Vm> {
+        let case = &self.cell.case;
+        let memory = self.path("destination.ram");
+        let filled = if case.variant.shared_ram {
+            std::fs::copy(like, &memory).map(drop)
+        } else {
+            ram::fill_byte(&memory, self.setup.machine.ram_bytes, UNWRITTEN)
+        };
+        filled.map_err(|e| Failure::environment(memory.display(), e))?;
+        let side = &case.variant.destination;
+        let mut spec = self.spec("destination", Ram::File(memory), side);
+        spec.incoming = true;
+        let mut vm = Vm::start("destination", self.peer(&self.cell.destination)?, &spec, &self.place)?;
+        self.configure(&mut vm, side, &[])?;
+        Ok(vm)
+    }
+
+    /// Starts the migration and follows it to its end at the source.
+    pub(super) fn migrate(&self, vm: &mut Vm, uri: &str) -> Run<Value> {
+        let hold = Hold::of(self);
+        let mut pace = if hold.is_some() { brake() } else { open() };
+        if let Some(pace) = pace.as_object_mut() {
+            // A case may need another pace to show what it is about.
+            pace.extend(self.cell.case.variant.source.parameters.clone());
+        }
+        vm.set_parameters(pace)?;
+        vm.migrate(uri)?;
+        follow(vm, hold, self.place.deadline)
+    }
+
+    /// Waits until the destination has loaded everything and says so. Its word counts, not the source's.
+    pub(super) fn arrival(&self, vm: &mut Vm, source_is_done: bool) -> Run<()> {
+        let patience = if source_is_done { ARRIVAL } else { AUTOPSY };
+        let deadline = self.place.deadline.within(patience);
+        loop {
+            let reply = vm.query_migrate()?;
+            let status = reply["status"].as_str().unwrap_or("none").to_owned();
+            let state = vm.run_state()?;
+            match &*status {
+                "completed" if state != "inmigrate" => return Ok(()),
+                "failed" | "cancelled" => return Err(migration_failure(vm, &reply)),
+                _ => {}
+            }
+            let waiting = format!("the destination to load everything (status {status}, {state})");
+            vm.pause(deadline, &waiting)?;
+        }
+    }
+
+    /// Main memory of both ends, byte for byte.
+    pub(super) fn compare(&self, left: &Path, right: &Path) -> Run<()> {
+        match ram::compare(&self.setup.machine.ram_id, left, right) {
+            Ok(None) => Ok(()),
+            Ok(Some(difference)) => Err(Failure::new(Class::Mismatch, difference.to_string())),
+            Err(e) => Err(Failure::environment("compare memory", e)),
+        }
+    }
+
+    /// Lets a loaded guest run, and sees it at work.
+    pub(super) fn resume(&self, vm: &mut Vm, role: &str) -> Run<()> {
+        if !self.dirtying() {
+            return Ok(());
+        }
+        let before = console_length(&self.path(&format!("{role}.console")));
+        vm.cont()?;
+        self.sign_of_life(vm, role, before)?;
+        match vm.run_state()? {
+            state if state == "running" => vm.stop(),
+            state => Err(Failure::new(Class::Failed, format!("resumed, and then {state}")).of(vm.label())),
+        }
+    }
+
+    /// Waits until the guest has written a few characters more than `before`.
+    pub(super) fn sign_of_life(&self, vm: &mut Vm, role: &str, before: u64) -> Run<()> {
+        let console = self.path(&format!("{role}.console"));
+        let deadline = self.place.deadline.within(SIGN_OF_LIFE);
+        while console_length(&console) < before + 2 {
+            if let Err(failure) = vm.pause(deadline, "the guest to write to its debug console") {
+                // A silent guest in a QEMU that answers is another finding than a QEMU that is hung.
+                let state = if vm.fate() == Fate::Running { vm.run_state()? } else { return Err(failure) };
+                return Err(Failure { text: format!("{} ({state})", failure.text), ..failure });
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the command parse, emit and compare a file. Only `identical` in every channel will do.
+    pub(super) fn verify(&self, file: &str) -> Run<()> {
+        let arguments = ["verify", &self.word(file), "--json"].map(String::from);
+        let mut process = ToolProcess::spawn(self.tool(), "verify", &arguments, &self.place)?;
+        let report = process.finish(self.place.deadline)?;
+        check_verified(&report).map_err(|text| Failure::new(Class::Mismatch, format!("verify: {text}")))
+    }
+
+    /// Options with which every migwire process ends in time and reports.
+    pub(super) fn bounds(&self) -> Vec<String> {
+        let seconds = self.place.deadline.remaining().as_secs().max(1).to_string();
+        ["--timeout", "20", "--deadline", &seconds, "--json"].map(String::from).to_vec()
+    }
+}
+
+/// Keeps a source from finishing until `query-migrate` shows something.
+pub(super) struct Hold {
+    field: String,
+    at_least: u64,
+}
+
+impl Hold {
+    /// A dirtying guest is held for a few passes, so that pages are really sent again.
+    fn of(bench: &Bench<'_>) -> Option<Self> {
+        match &bench.cell.case.variant.until {
+            Some(until) => Some(Self { field: until.field.clone(), at_least: until.at_least }),
+            None if bench.dirtying() => Some(Self { field: "ram.dirty-sync-count".into(), at_least: 3 }),
+            None => None,
+        }
+    }
+
+    fn value(&self, reply: &Value) -> u64 {
+        let found = self.field.split('.').fold(reply, |value, key| &value[key]);
+        found.as_u64().unwrap_or(0)
+    }
+}
+
+/// Little faster than the guest, which touches 16 MiB a second, so that it takes many passes to catch up with it.
+fn brake() -> Value {
+    json!({"max-bandwidth": 24u64 << 20, "downtime-limit": 1})
+}
+
+/// So fast and patient that it ends with the next pass.
+pub(super) fn open() -> Value {
+    json!({"max-bandwidth": 16u64 << 30, "downtime-limit": 10_000})
+}
+
+/// Follows a migration at its source.
+pub(super) fn follow(vm: &mut Vm, mut hold: Option<Hold>, deadline: Deadline) -> Run<Value> {
+    let held = deadline.within(HOLD);
+    loop {
+        let reply = vm.query_migrate()?;
+        let status = reply["status"].as_str().unwrap_or("none");
+        if hold.as_ref().is_some_and(|hold| hold.value(&reply) >= hold.at_least) {
+            hold = None;
+            vm.set_parameters(open())?;
+        }
+        match (status, &hold) {
+            ("completed", None) => return Ok(reply),
+            ("completed", Some(Hold { field, at_least })) => {
+                let text = format!("completed before {field} reached {at_least}, so nothing was shown");
+                return Err(Failure::new(Class::Failed, text).of(vm.label()));
+            }
+            ("failed" | "cancelled", _) => return Err(migration_failure(vm, &reply)),
+            (_, Some(Hold { field, at_least })) => vm.pause(held, &format!("{field} to reach {at_least}"))?,
+            (_, None) => vm.pause(deadline, &format!("the migration to complete (status {status})"))?,
+        }
+    }
+}
+
+/// What a peer says about its failed migration: its error, or else its last words.
+fn migration_failure(vm: &mut Vm, reply: &Value) -> Failure {
+    let status = reply["status"].as_str().unwrap_or("failed");
+    let mut text = format!("migration {status}");
+    if let Some(words) = reply["error-desc"].as_str() {
+        text = format!("{text}: {words}");
+    }
+    let words = vm.last_words();
+    if !words.is_empty() {
+        text = format!("{text} [{words}]");
+    }
+    let class = if matches!(vm.fate(), Fate::Signalled(_)) { Class::Crashed } else { Class::Failed };
+    Failure::new(class, text).of(vm.label())
+}
+
+/// Whether a report of `migwire verify` is worth a pass: something was there, and all of it came out the same.
+fn check_verified(report: &Value) -> Result<(), String> {
+    let channels = report["channels"].as_array().map(Vec::as_slice).unwrap_or_default();
+    for channel in channels {
+        if channel["verdict"] != "identical" {
+            let error = &channel["error"]["text"];
+            return Err(format!("channel {}: {}: {error}", channel["channel"], channel["verdict"]));
+        }
+    }
+    if report["verdict"] != "identical" {
+        return Err(format!("verdict {}: {}", report["verdict"], crate::tool::error_text(report)));
+    }
+    if !channels.iter().any(|channel| channel["sections"].as_u64() > Some(0)) {
+        return Err(String::from("no channel with a section in it"));
+    }
+    Ok(())
+}
+
+fn console_length(path: &Path) -> u64 {
+    std::fs::metadata(path).map_or(0, |metadata| metadata.len())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn channel(verdict: &str, sections: u64) -> Value {
+        json!({"channel": "main", "verdict": verdict, "sections": sections, "error": null})
+    }
+
+    #[test]
+    fn only_identical_and_not_empty_is_verified() {
+        let report = |verdict: &str, channels: &[Value]| json!({"verdict": verdict, "channels": channels});
+        assert_eq!(
+            check_verified(&report("identical", &[channel("identical", 9), channel("identical", 0)])),
+            Ok(())
+        );
+        let bad = [
+            report("identical", &[]),
+            report("identical", &[channel("identical", 0)]),
+            report("identical", &[channel("identical", 9), channel("different", 0)]),
+            report("different", &[channel("identical", 9)]),
+            json!({"verdict": "identical"}),
+            json!({}),
+        ];
+        for report in bad {
+            assert!(check_verified(&report).is_err(), "{report}");
+        }
+    }
+
+    #[test]
+    fn a_hold_reads_nested_numbers() {
+        let hold = Hold { field: "ram.dirty-sync-count".into(), at_least: 3 };
+        assert_eq!(hold.value(&json!({"ram": {"dirty-sync-count": 4}})), 4);
+        assert_eq!(hold.value(&json!({"status": "active"})), 0);
+    }
+}

@@ -1,0 +1,95 @@
+//! A recording of all channels of one migration, in one pcapng file that Wireshark, capinfos and editcap open.
+//!
+//! ```text
+//!  section header      userappl "migwire 0.1.0"
+//!  interface 0         if_name "main", link type 147 (USER0), nanoseconds
+//!  packet              interface 0, outbound: bytes from source to destination
+//!  interface 1         if_name "multifd-0"
+//!  packet              interface 1, outbound
+//!  packet              interface 0, inbound: the return path
+//!  ...
+//! ```
+//!
+//! One interface is one connection of the migration, written when its first byte is recorded, because only the first
+//! bytes tell what kind of channel it is. A packet is a run of bytes as it passed; packet borders mean nothing to
+//! the stream. The concatenation of the packets of one interface and one [`Direction`] is that half of the channel,
+//! complete and unchanged.
+//!
+//! Why pcapng: it keeps several channels, directions and nanosecond times in one append-only file, a file that was
+//! cut off by a crash is readable up to the cut, and people can look at it without our tool.
+//! [`Recorder`] writes, [`Reader`] reads, [`FileKind`] tells what a file is before anybody trusts its name.
+
+mod block;
+mod channel;
+mod kind;
+mod reader;
+mod recorder;
+
+use std::fmt;
+
+pub use block::{LINKTYPE, MAX_PACKET};
+pub use channel::{ChannelBytes, ChannelSummary, Listing, channels};
+pub use kind::FileKind;
+pub use reader::{Interface, Packet, Reader, Timestamp};
+pub use recorder::{ChannelTap, Recorder, RecorderOptions, Summary};
+
+use crate::ChannelId;
+
+/// Which way bytes went. In the file: the two lowest bits of `epb_flags`, seen from the source's network card
+/// towards the destination, whoever opened the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Direction {
+    /// From the source to the destination: `outbound` (2) in the file.
+    ToDestination,
+    /// From the destination to the source, the return path: `inbound` (1) in the file.
+    ToSource,
+}
+
+impl Direction {
+    /// The other direction.
+    #[must_use]
+    pub fn reverse(self) -> Self {
+        match self {
+            Self::ToDestination => Self::ToSource,
+            Self::ToSource => Self::ToDestination,
+        }
+    }
+}
+
+impl fmt::Display for Direction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ToDestination => "to destination",
+            Self::ToSource => "to source",
+        })
+    }
+}
+
+/// The interface name under which a channel is recorded: `main`, `multifd-3`, `preempt`, `connection-1`.
+/// The return path has no interface of its own: it is the direction [`Direction::ToSource`] of `main`.
+pub fn interface_name(channel: ChannelId) -> String {
+    match channel {
+        ChannelId::Main | ChannelId::ReturnPath => "main".into(),
+        ChannelId::Multifd(id) => format!("multifd-{id}"),
+        ChannelId::Preempt => "preempt".into(),
+        ChannelId::Connection(n) => format!("connection-{n}"),
+        ChannelId::Container => "container".into(),
+    }
+}
+
+/// What channel an interface name stands for, the inverse of [`interface_name`]; `None` for a name that is not ours.
+pub fn channel_of(name: &str, direction: Direction) -> Option<ChannelId> {
+    let numbered = |prefix: &str| name.strip_prefix(prefix).filter(|n| !n.starts_with('+'));
+    match (name, direction) {
+        ("main", Direction::ToDestination) => Some(ChannelId::Main),
+        ("main", Direction::ToSource) => Some(ChannelId::ReturnPath),
+        ("preempt", _) => Some(ChannelId::Preempt),
+        _ => numbered("multifd-")
+            .and_then(|n| n.parse().ok())
+            .map(ChannelId::Multifd)
+            .or_else(|| numbered("connection-").and_then(|n| n.parse().ok()).map(ChannelId::Connection)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

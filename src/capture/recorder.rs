@@ -1,0 +1,453 @@
+//! Writes a recording while a migration runs: many channels, many threads, one file.
+//!
+//! ```text
+//!  ChannelTap::record --+
+//!  ChannelTap::record --+--> lock --> writev(head, data, tail, ..) --> file
+//!  ChannelTap::record --+
+//! ```
+//!
+//! A record goes to the operating system before `record` returns, straight from the caller's buffer. There is no
+//! queue and no copy, so memory is bounded by nothing but the number of channels, times in the file are in order,
+//! and a process that dies leaves a file with everything in it that was recorded.
+//!
+//! A recording must not break the migration it watches: after the first failure (a full disk) bytes are counted as
+//! lost, forwarding goes on, and [`Recorder::finish`] reports that failure. [`RecorderOptions::strict`] turns this
+//! round and makes every `record` fail.
+
+use std::fs::File;
+use std::io::{self, IoSlice, Write};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::Direction;
+use super::block::{self, MAX_PACKET, PACKET_HEAD, PACKET_TAIL};
+use crate::limits::{MAX_CAPTURE_INTERFACES, MAX_CAPTURE_NAME};
+use crate::{Error, ErrorKind, Result};
+
+const DOING: &str = "recording";
+
+/// Most packets handed to the operating system in one call: 4 MiB of data, 4 slices a packet, below `IOV_MAX`.
+const PACKETS_A_CALL: usize = 16;
+
+/// How to record.
+#[derive(Clone, Debug, Default)]
+pub struct RecorderOptions {
+    /// Fail every `record` after the first failure, instead of only reporting it at the end.
+    pub strict: bool,
+    /// A sentence for the section header, shown by capinfos: what was recorded, between whom.
+    pub comment: Option<String>,
+}
+
+/// What a finished recording holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Summary {
+    /// Interfaces written: channels on which at least one byte passed.
+    pub channels: u32,
+    /// Packets written.
+    pub packets: u64,
+    /// Bytes of the channels, without the blocks around them.
+    pub bytes: u64,
+    /// Length of the file.
+    pub file_bytes: u64,
+}
+
+/// A handle on one recording; clones share it.
+#[derive(Clone)]
+pub struct Recorder {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    strict: bool,
+    state: Mutex<State>,
+}
+
+struct State {
+    sink: Option<Box<dyn Write + Send>>,
+    /// The same file again, to cut off a block that a full disk left half-written.
+    file: Option<File>,
+    failure: Option<Failure>,
+    summary: Summary,
+    lost: u64,
+    last_time: u64,
+}
+
+/// The first failure. `io::Error` cannot be cloned, so kind and text are kept for strict callers.
+struct Failure {
+    error: Option<io::Error>,
+    kind: io::ErrorKind,
+    text: String,
+}
+
+impl Recorder {
+    /// Starts a recording in a new file, replacing an old one of that name.
+    pub fn create(path: &Path, options: RecorderOptions) -> Result<Self> {
+        let open = File::create(path).and_then(|file| Ok((file.try_clone()?, file)));
+        let (file, sink) =
+            open.map_err(|e| Error::io(DOING, format!("cannot create {}", path.display()), e))?;
+        let recorder = Self::start(Box::new(sink), Some(file).filter(is_regular), options);
+        recorder.check()?;
+        Ok(recorder)
+    }
+
+    /// Starts a recording into anything that takes bytes. The section header is written at once; if that fails, the
+    /// error is kept for [`finish`](Self::finish) like any other.
+    pub fn new(sink: impl Write + Send + 'static, options: RecorderOptions) -> Self {
+        Self::start(Box::new(sink), None, options)
+    }
+
+    fn start(sink: Box<dyn Write + Send>, file: Option<File>, options: RecorderOptions) -> Self {
+        let mut state = State {
+            sink: Some(sink),
+            file,
+            failure: None,
+            summary: Summary::default(),
+            lost: 0,
+            last_time: 0,
+        };
+        let userappl = concat!("migwire ", env!("CARGO_PKG_VERSION"));
+        state.append(&block::section_header(userappl, options.comment.as_deref()));
+        Self { shared: Arc::new(Shared { strict: options.strict, state: Mutex::new(state) }) }
+    }
+
+    /// A new channel. Nothing is written before its first byte, and until then its name can still change.
+    pub fn channel(&self, name: impl Into<String>) -> ChannelTap {
+        let interface = Interface { name: name.into(), description: None, index: None };
+        ChannelTap { shared: Arc::clone(&self.shared), interface: Arc::new(Mutex::new(interface)) }
+    }
+
+    /// The first failure so far, if there is one; it stays to be reported by [`finish`](Self::finish).
+    pub fn check(&self) -> Result<()> {
+        match &self.shared.lock().failure {
+            Some(failure) => Err(failure.error()),
+            None => Ok(()),
+        }
+    }
+
+    /// Flushes, closes the sink and says what was recorded, or how it failed. Whatever is recorded afterwards through
+    /// a forgotten [`ChannelTap`] is not written, and an error to it; a second `finish` says the same again.
+    pub fn finish(&self) -> Result<Summary> {
+        let mut state = self.shared.lock();
+        if let Some(mut sink) = state.sink.take()
+            && state.failure.is_none()
+            && let Err(e) = sink.flush()
+        {
+            state.fail(e);
+        }
+        state.file = None;
+        let (lost, written) = (state.lost, state.summary.bytes);
+        match &mut state.failure {
+            None => Ok(state.summary),
+            Some(failure) => {
+                let source = failure.error.take().unwrap_or_else(|| failure.copy());
+                let message =
+                    format!("the recording is incomplete: {written} bytes were written, {lost} were lost");
+                Err(Error::io(DOING, message, source))
+            }
+        }
+    }
+}
+
+/// One channel of a recording; clones share it, so both directions can be recorded from two threads.
+#[derive(Clone)]
+pub struct ChannelTap {
+    shared: Arc<Shared>,
+    interface: Arc<Mutex<Interface>>,
+}
+
+struct Interface {
+    name: String,
+    description: Option<String>,
+    /// Number in the file, once the interface block is written.
+    index: Option<u32>,
+}
+
+impl ChannelTap {
+    /// Gives the channel its name, when its first bytes have told what it is.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Misuse`] if bytes were recorded already: then the interface block is in the file.
+    pub fn set_name(&self, name: impl Into<String>) -> Result<()> {
+        let name = name.into();
+        self.unwritten("named", |interface| interface.name = name)
+    }
+
+    /// Says what else is known about the channel (its peers, say); Wireshark shows it as interface description.
+    ///
+    /// # Errors
+    /// As for [`set_name`](Self::set_name).
+    pub fn set_description(&self, description: impl Into<String>) -> Result<()> {
+        let description = description.into();
+        self.unwritten("described", |interface| interface.description = Some(description))
+    }
+
+    /// The channel's name as it is now.
+    pub fn name(&self) -> String {
+        lock(&self.interface).name.clone()
+    }
+
+    /// Appends bytes that have just passed in this direction. No bytes, no packet.
+    ///
+    /// # Errors
+    /// Only if the recorder is strict and writing failed, or if it was finished before.
+    pub fn record(&self, direction: Direction, data: &[u8]) -> Result<()> {
+        if data.is_empty() {
+            return Ok(());
+        }
+        // Order of the locks: interface, then file. The interface lock is held while writing, so that a channel's
+        // first two records from two threads cannot both write its interface block.
+        let mut interface = lock(&self.interface);
+        let mut state = self.shared.lock();
+        if state.sink.is_none() {
+            return Err(Error::nowhere(ErrorKind::Misuse, DOING, "the recording was finished already"));
+        }
+        let index = match interface.index {
+            Some(index) => Some(index),
+            None => state.add_interface(&interface),
+        };
+        interface.index = index;
+        drop(interface);
+        let recorded = index.is_some_and(|index| state.append_packets(index, direction, data));
+        if !recorded {
+            state.lost += data.len() as u64;
+        }
+        match &state.failure {
+            Some(failure) if self.shared.strict => Err(failure.error()),
+            _ => Ok(()),
+        }
+    }
+
+    fn unwritten(&self, what: &str, change: impl FnOnce(&mut Interface)) -> Result<()> {
+        let mut interface = lock(&self.interface);
+        if interface.index.is_some() {
+            let message =
+                format!("channel {} cannot be {what} after its first byte was recorded", interface.name);
+            return Err(Error::nowhere(ErrorKind::Misuse, DOING, message));
+        }
+        change(&mut interface);
+        Ok(())
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        lock(&self.state)
+    }
+}
+
+impl State {
+    fn add_interface(&mut self, interface: &Interface) -> Option<u32> {
+        let index = self.summary.channels;
+        if index as usize >= MAX_CAPTURE_INTERFACES {
+            self.fail(io::Error::other(format!(
+                "more than {MAX_CAPTURE_INTERFACES} channels in one recording"
+            )));
+            return None;
+        }
+        let name = cut(&interface.name, MAX_CAPTURE_NAME);
+        let block = block::interface_description(name, interface.description.as_deref());
+        if !self.append(&block) {
+            return None;
+        }
+        self.summary.channels += 1;
+        Some(index)
+    }
+
+    fn append_packets(&mut self, interface: u32, direction: Direction, data: &[u8]) -> bool {
+        let time = self.now();
+        let flags = match direction {
+            Direction::ToSource => 1,
+            Direction::ToDestination => 2,
+        };
+        for batch in data.chunks(PACKETS_A_CALL * MAX_PACKET) {
+            let mut heads = [[0; PACKET_HEAD]; PACKETS_A_CALL];
+            let mut tails = [[0; PACKET_TAIL]; PACKETS_A_CALL];
+            let mut slices = [IoSlice::new(&[]); 4 * PACKETS_A_CALL];
+            let parts = heads.iter_mut().zip(&mut tails).zip(slices.chunks_exact_mut(4));
+            let mut packets = 0;
+            for (packet, ((head, tail), slices)) in batch.chunks(MAX_PACKET).zip(parts) {
+                *head = block::packet_head(interface, time, packet.len());
+                *tail = block::packet_tail(flags, packet.len());
+                slices[0] = IoSlice::new(head);
+                slices[1] = IoSlice::new(packet);
+                slices[2] = IoSlice::new(&[0; 3][..block::padding(packet.len())]);
+                slices[3] = IoSlice::new(tail);
+                packets += 1;
+            }
+            if !self.append_slices(&mut slices[..4 * packets]) {
+                return false;
+            }
+            self.summary.packets += packets as u64;
+            self.summary.bytes += batch.len() as u64;
+        }
+        true
+    }
+
+    fn append(&mut self, block: &[u8]) -> bool {
+        self.append_slices(&mut [IoSlice::new(block)])
+    }
+
+    /// Writes whole blocks, or nothing: what a failure leaves half-written is cut off again where that is possible.
+    fn append_slices(&mut self, slices: &mut [IoSlice<'_>]) -> bool {
+        if self.failure.is_some() {
+            return false;
+        }
+        let len: usize = slices.iter().map(|s| s.len()).sum();
+        let Some(sink) = &mut self.sink else { return false };
+        match write_all_vectored(sink.as_mut(), slices) {
+            Ok(()) => {
+                self.summary.file_bytes += len as u64;
+                true
+            }
+            Err(e) => {
+                if let Some(file) = &self.file {
+                    // If even this fails, the reader meets a cut block at the end, which it reports as such.
+                    let _ = file.set_len(self.summary.file_bytes);
+                }
+                self.fail(e);
+                false
+            }
+        }
+    }
+
+    fn fail(&mut self, error: io::Error) {
+        if self.failure.is_none() {
+            self.failure = Some(Failure { kind: error.kind(), text: error.to_string(), error: Some(error) });
+        }
+    }
+
+    /// The time now, but never before the time of the packet before: clocks are set back, files are not.
+    fn now(&mut self) -> u64 {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
+        self.last_time = self.last_time.max(now);
+        self.last_time
+    }
+}
+
+impl Failure {
+    fn error(&self) -> Error {
+        Error::io(DOING, "the recording cannot be written", self.copy())
+    }
+
+    fn copy(&self) -> io::Error {
+        io::Error::new(self.kind, self.text.clone())
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A thread that panicked while recording has at worst left a cut block; the others go on.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn is_regular(file: &File) -> bool {
+    file.metadata().is_ok_and(|m| m.is_file())
+}
+
+fn cut(text: &str, max: usize) -> &str {
+    let end = (0..=max.min(text.len())).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0);
+    &text[..end]
+}
+
+fn write_all_vectored(sink: &mut (dyn Write + Send), mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+    // Also drops leading empty slices, so that a zero below means that the sink is full.
+    IoSlice::advance_slices(&mut slices, 0);
+    while !slices.is_empty() {
+        match sink.write_vectored(slices) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(n) => IoSlice::advance_slices(&mut slices, n),
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A sink that takes `room` bytes, in pieces of at most `piece`, and then has no space left.
+    struct Small {
+        taken: Arc<Mutex<Vec<u8>>>,
+        room: usize,
+        piece: usize,
+    }
+
+    impl Write for Small {
+        fn write(&mut self, data: &[u8]) -> io::Result<usize> {
+            let mut taken = lock(&self.taken);
+            let n = data.len().min(self.piece).min(self.room - taken.len());
+            if n == 0 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            taken.extend_from_slice(&data[..n]);
+            Ok(n)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_first_failure_is_reported_and_forwarding_goes_on() {
+        let sink = Small { taken: Arc::default(), room: 300, piece: 7 };
+        let recorder = Recorder::new(sink, RecorderOptions::default());
+        let channel = recorder.channel("main");
+        for _ in 0..10 {
+            channel.record(Direction::ToDestination, &[1; 50]).expect("a lenient recorder never fails");
+        }
+        assert!(recorder.check().is_err());
+        let error = recorder.finish().expect_err("300 bytes are not enough");
+        assert!(error.message().contains("400 were lost"), "{error}");
+        assert!(std::error::Error::source(&error).is_some());
+        assert!(recorder.finish().is_err(), "the failure stays");
+    }
+
+    #[test]
+    fn a_strict_recorder_fails_at_once() {
+        let sink = Small { taken: Arc::default(), room: 300, piece: 1000 };
+        let recorder = Recorder::new(sink, RecorderOptions { strict: true, comment: None });
+        let channel = recorder.channel("main");
+        let failed = (0..10).any(|_| channel.record(Direction::ToDestination, &[1; 50]).is_err());
+        assert!(failed);
+    }
+
+    #[test]
+    fn partial_writes_lose_nothing() {
+        let taken = Arc::default();
+        let sink = Small { taken: Arc::clone(&taken), room: usize::MAX, piece: 5 };
+        let recorder = Recorder::new(sink, RecorderOptions::default());
+        recorder.channel("main").record(Direction::ToSource, &[7; 1001]).expect("room enough");
+        let summary = recorder.finish().expect("room enough");
+        assert_eq!(summary.file_bytes, lock(&taken).len() as u64);
+        assert_eq!((summary.channels, summary.packets, summary.bytes), (1, 1, 1001));
+    }
+
+    #[test]
+    fn a_name_is_fixed_by_the_first_byte() {
+        let recorder = Recorder::new(io::sink(), RecorderOptions::default());
+        let channel = recorder.channel("connection-0");
+        channel.set_name("multifd-3").expect("nothing recorded yet");
+        channel.record(Direction::ToDestination, &[]).expect("no bytes");
+        channel.set_description("from 127.0.0.1").expect("still nothing recorded");
+        channel.record(Direction::ToDestination, &[1]).expect("sink");
+        assert_eq!(channel.set_name("main").map_err(|e| e.kind()), Err(ErrorKind::Misuse));
+        assert_eq!(channel.name(), "multifd-3");
+        recorder.finish().expect("sink");
+        let late = channel.record(Direction::ToDestination, &[1]);
+        assert_eq!(late.map_err(|e| e.kind()), Err(ErrorKind::Misuse));
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_is_an_error() {
+        assert!(Recorder::create(Path::new("/nonexistent/x.pcapng"), RecorderOptions::default()).is_err());
+    }
+
+    #[test]
+    fn names_are_cut_at_characters() {
+        assert_eq!(cut("äöü", 3), "ä");
+        assert_eq!(cut("abc", 300), "abc");
+    }
+}

@@ -1,0 +1,131 @@
+//! What all verbs print in the same way.
+
+use std::io::{self, IsTerminal as _, Write as _};
+use std::time::Duration;
+
+use migwire::endpoint::Progress;
+use migwire::{Error, ErrorKind};
+use serde_json::{Value, json};
+
+/// Prints one JSON object as the verb's answer.
+pub(crate) fn print_json(value: &Value) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    // serde_json hides the kind of an I/O error, and a reader that has gone is none to us.
+    serde_json::to_writer(&mut out, value).map_err(io::Error::from)?;
+    writeln!(out)?;
+    out.flush()?;
+    Ok(())
+}
+
+/// An error as data.
+pub(crate) fn error_json(error: &Error) -> Value {
+    json!({
+        "kind": kind_name(error.kind()),
+        "channel": error.channel().to_string(),
+        "offset": error.offset(),
+        "doing": error.doing(),
+        "message": error.message(),
+        "text": whole_text(error),
+    })
+}
+
+/// An error with its source, on one line.
+pub(crate) fn whole_text(error: &Error) -> String {
+    match std::error::Error::source(error) {
+        Some(source) => format!("{error}: {source}"),
+        None => error.to_string(),
+    }
+}
+
+fn kind_name(kind: ErrorKind) -> &'static str {
+    match kind {
+        ErrorKind::Malformed => "malformed",
+        ErrorKind::OutOfOrder => "out-of-order",
+        ErrorKind::Unsupported => "unsupported",
+        ErrorKind::TooLarge => "too-large",
+        ErrorKind::Truncated => "truncated",
+        ErrorKind::Timeout => "timeout",
+        ErrorKind::Io => "io",
+        ErrorKind::Peer => "peer",
+        ErrorKind::Misuse => "misuse",
+    }
+}
+
+/// A line on standard error that is rewritten as a migration goes on, if somebody is there to watch it.
+pub(crate) struct ProgressLine {
+    enabled: bool,
+    last: Progress,
+}
+
+impl ProgressLine {
+    pub(crate) fn new() -> Self {
+        Self { enabled: io::stderr().is_terminal(), last: Progress::default() }
+    }
+
+    pub(crate) fn show(&mut self, now: &Progress) {
+        if !self.enabled {
+            return;
+        }
+        let rate =
+            (now.bytes - self.last.bytes) as f64 / (now.elapsed - self.last.elapsed).as_secs_f64().max(1e-3);
+        self.last = *now;
+        let line = format!(
+            "\r\x1b[K{} in {} pages, iteration {}, {}/s",
+            bytes(now.bytes),
+            now.pages,
+            now.iterations,
+            bytes(rate as u64)
+        );
+        let _ = io::stderr().write_all(line.as_bytes());
+    }
+
+    /// Leaves the line alone from now on.
+    pub(crate) fn end(&mut self) {
+        if std::mem::take(&mut self.enabled) {
+            let _ = io::stderr().write_all(b"\r\x1b[K");
+        }
+    }
+}
+
+/// A number of bytes for people.
+pub(crate) fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    let mut value = count as f64;
+    let mut unit = "bytes";
+    for next in UNITS {
+        if value < 1024.0 {
+            break;
+        }
+        value /= 1024.0;
+        unit = next;
+    }
+    if unit == "bytes" { format!("{count} bytes") } else { format!("{value:.1} {unit}") }
+}
+
+/// A duration for people.
+pub(crate) fn seconds(duration: Duration) -> String {
+    format!("{:.2} s", duration.as_secs_f64())
+}
+
+/// Reads a number of seconds, fractions allowed.
+pub(crate) fn parse_seconds(text: &str) -> Result<Duration, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value > 0.0 && value < 1e9 => Ok(Duration::from_secs_f64(value)),
+        _ => Err("a number of seconds, more than 0".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_for_people() {
+        assert_eq!(
+            [bytes(0), bytes(1023), bytes(1536), bytes(5 << 30)],
+            ["0 bytes", "1023 bytes", "1.5 KiB", "5.0 GiB"]
+        );
+        assert_eq!(parse_seconds("0.5"), Ok(Duration::from_millis(500)));
+        assert!(["0", "-1", "x", "nan", "inf"].iter().all(|bad| parse_seconds(bad).is_err()));
+    }
+}

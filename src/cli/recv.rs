@@ -1,0 +1,185 @@
+//! `migwire recv`: the stand-in destination.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use clap::Args;
+use migwire::capture::{Recorder, RecorderOptions, interface_name};
+use migwire::dialect::Dialect;
+use migwire::endpoint::{Acknowledge, Arrival, Destination, Limits};
+use migwire::guest::Memory;
+use migwire::stream::Mode;
+use migwire::transport::{Address, Listener};
+use migwire::{ChannelId, Error};
+use serde_json::{Value, json};
+
+use super::Verdict;
+use super::output::{self, ProgressLine};
+
+/// Take a migration, as a destination that keeps nothing unless it is asked to
+///
+/// Listens on ADDRESS, takes one migration, answers the return path if the source opens it, and says what has arrived.
+#[derive(Debug, Args)]
+pub(crate) struct Recv {
+    /// Where to listen: tcp:HOST:PORT, unix:PATH, vsock:CID:PORT; or what to read: file:PATH[,offset=N], exec:COMMAND, fd:N, -
+    address: Address,
+
+    /// Write one image a RAM block into this directory: DIR/<block>.ram
+    #[arg(long, value_name = "DIR")]
+    ram_out: Option<PathBuf>,
+
+    /// Print a digest a RAM block
+    #[arg(long)]
+    digest: bool,
+
+    /// Record both directions (pcapng)
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+
+    /// Take only what this release writes: 5.2 .. 11.1, or 11.1-on-5.2 for its machine types of 5.2
+    #[arg(long, value_name = "NAME", default_value_t = Dialect::ANY)]
+    dialect: Dialect,
+
+    /// Whether to acknowledge the switchover: never, auto (as a stock destination of the dialect), or so many times
+    #[arg(long, value_name = "WHEN", default_value = "never", value_parser = parse_acknowledge)]
+    switchover_ack: Acknowledge,
+
+    /// Say nothing on the return path
+    #[arg(long)]
+    no_reply: bool,
+
+    /// Longest time without a whole record
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = output::parse_seconds)]
+    timeout: Duration,
+
+    /// Longest time for everything, waiting for the source included
+    #[arg(long, value_name = "SECONDS", value_parser = output::parse_seconds)]
+    deadline: Option<Duration>,
+
+    /// Go on over what a stock destination would refuse, where that is possible
+    #[arg(long)]
+    lenient: bool,
+
+    /// Answer in JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Recv {
+    pub(crate) fn run(self) -> anyhow::Result<Verdict> {
+        let listener =
+            Listener::bind(&self.address).with_context(|| format!("cannot listen on {}", self.address))?;
+        let recorder = match &self.output {
+            Some(path) => Some(Recorder::create(path, RecorderOptions::default())?),
+            None => None,
+        };
+        if listener.is_socket() {
+            eprintln!("listening on {}", listener.local_address());
+        }
+        let mut memory = Memory::new();
+        if let Some(directory) = &self.ram_out {
+            memory = memory.with_images(directory)?;
+        }
+        if self.digest {
+            memory = memory.with_digest();
+        }
+        let Some(connection) = listener.accept(self.deadline)? else {
+            let message = "no source connected in time";
+            return Err(Error::nowhere(migwire::ErrorKind::Timeout, "accepting", message).into());
+        };
+        let mode = if self.lenient { Mode::Lenient } else { Mode::Strict };
+        let mut destination = Destination::new()
+            .with_dialect(self.dialect)
+            .with_mode(mode)
+            .with_limits(Limits { silence: self.timeout, total: self.deadline })
+            .with_acknowledge(self.switchover_ack)
+            .with_memory(memory);
+        if self.no_reply {
+            destination = destination.without_replies();
+        }
+        if let Some(recorder) = &recorder {
+            destination = destination.with_tap(recorder.channel(interface_name(ChannelId::Main)));
+        }
+        let mut line = ProgressLine::new();
+        let arrival = destination.receive(connection, |progress| line.show(progress));
+        line.end();
+        // What was received is told first; that its recording failed is an error of its own.
+        self.report(&arrival)?;
+        if let Some(recorder) = recorder {
+            recorder.finish()?;
+        }
+        Ok(if arrival.error.is_none() { Verdict::Good } else { Verdict::Bad })
+    }
+
+    fn report(&self, arrival: &Arrival) -> anyhow::Result<()> {
+        if self.json {
+            return output::print_json(&self.json(arrival));
+        }
+        for block in arrival.memory.blocks() {
+            if self.digest {
+                let digest = block
+                    .digest()
+                    .map_or_else(|| "unknown (deltas without --ram-out)".to_owned(), ToString::to_string);
+                println!("{digest}  {:>12}  {}", block.length(), block.name());
+            }
+        }
+        for complaint in &arrival.complaints {
+            eprintln!("migwire: {complaint}");
+        }
+        if let Some(error) = &arrival.error {
+            eprintln!("migwire: {}", output::whole_text(error));
+        }
+        eprintln!(
+            "{}: {} in {} ({} sections, {} pages of which {} zero, {} iterations{})",
+            if arrival.error.is_none() { "completed" } else { "failed" },
+            output::bytes(arrival.bytes),
+            output::seconds(arrival.elapsed),
+            arrival.sections,
+            arrival.pages,
+            arrival.zero_pages,
+            arrival.iterations,
+            if arrival.return_path { ", with return path" } else { "" },
+        );
+        Ok(())
+    }
+
+    fn json(&self, arrival: &Arrival) -> Value {
+        let blocks: Vec<Value> = arrival
+            .memory
+            .blocks()
+            .iter()
+            .map(|block| {
+                let digest = block.digest().map(ToString::to_string);
+                json!({ "name": block.name().text(), "length": block.length(), "digest": digest })
+            })
+            .collect();
+        json!({
+            "verdict": if arrival.error.is_none() { "completed" } else { "failed" },
+            "machine": arrival.machine,
+            "bytes": arrival.bytes,
+            "seconds": arrival.elapsed.as_secs_f64(),
+            "sections": arrival.sections,
+            "pages": arrival.pages,
+            "zero_pages": arrival.zero_pages,
+            "xbzrle_pages": arrival.xbzrle_pages,
+            "compressed_pages": arrival.compressed_pages,
+            "iterations": arrival.iterations,
+            "return_path": arrival.return_path,
+            "postcopy": arrival.postcopy,
+            "dialect": self.dialect.to_string(),
+            "blocks": blocks,
+            "complaints": arrival.complaints.iter().map(output::error_json).collect::<Vec<_>>(),
+            "error": arrival.error.as_ref().map(output::error_json),
+            "recording": self.output.as_ref().map(|path| path.display().to_string()),
+        })
+    }
+}
+
+fn parse_acknowledge(text: &str) -> Result<Acknowledge, String> {
+    match text {
+        "never" => Ok(Acknowledge::Never),
+        "auto" => Ok(Acknowledge::Auto),
+        _ => text.parse().map(Acknowledge::Times).map_err(|_| "never, auto, or a number".to_owned()),
+    }
+}

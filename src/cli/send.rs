@@ -1,0 +1,260 @@
+//! `migwire send`: the stand-in source.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{ArgAction, Args};
+use migwire::capture::{Recorder, RecorderOptions, interface_name};
+use migwire::dialect::Dialect;
+use migwire::endpoint::{Blank, Departure, Limits, RunState, Source, Template};
+use migwire::guest::{Memory, Pattern, file_name};
+use migwire::transport::{self, Address};
+use migwire::{ChannelId, Error, ErrorKind};
+use serde_json::{Value, json};
+
+use super::Verdict;
+use super::output::{self, ProgressLine};
+
+/// Migrate a guest that does not run, as a source
+///
+/// Connects to ADDRESS and sends one migration: of a machine without devices (--machine), or after the model of a recorded
+/// stream (--template) with other RAM. Waits until the destination says that it has finished, where there is a return path.
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("shape").required(true).args(["template", "machine"])))]
+#[command(group(clap::ArgGroup::new("content").args(["fill", "ram_in"])))]
+pub(crate) struct Send {
+    /// Where to connect: tcp:HOST:PORT, unix:PATH, vsock:CID:PORT; or where to write: file:PATH[,offset=N], exec:COMMAND, fd:N, -
+    address: Address,
+
+    /// Keep everything but the pages of this recorded stream (a raw stream, or a recording by migwire)
+    #[arg(long, value_name = "FILE")]
+    template: Option<PathBuf>,
+
+    /// Make a machine of this name, without devices: `none` is one that every QEMU has
+    #[arg(long, value_name = "NAME")]
+    machine: Option<String>,
+
+    /// RAM of the machine [default: 16M, or as large as its image]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, conflicts_with = "template")]
+    memory: Option<u64>,
+
+    /// RAM block of the machine [default: ram], or block of the template to fill [default: the largest]
+    #[arg(long, value_name = "NAME")]
+    block: Option<String>,
+
+    /// Fill the block: zero, byte=0xNN, count, random=SEED, mixed=SEED
+    #[arg(long, value_name = "PATTERN")]
+    fill: Option<Pattern>,
+
+    /// Take images from this directory: DIR/<block>.ram, as `recv --ram-out` writes them
+    #[arg(long, value_name = "DIR")]
+    ram_in: Option<PathBuf>,
+
+    /// Write what was sent into this directory, one image a block
+    #[arg(long, value_name = "DIR")]
+    ram_out: Option<PathBuf>,
+
+    /// Print a digest a RAM block
+    #[arg(long)]
+    digest: bool,
+
+    /// Write as this release does: 5.2 .. 11.1; `any` is what all of them take, and leaves a template as it is
+    #[arg(long, value_name = "NAME", default_value_t = Dialect::ANY)]
+    dialect: Dialect,
+
+    /// The machine's guest was stopped before, and stays so
+    #[arg(long, conflicts_with = "template")]
+    paused: bool,
+
+    /// Open the return path, and wait for the destination's last word [default: as the template; on for a machine and a socket]
+    #[arg(long, value_name = "on|off", value_parser = parse_switch, action = ArgAction::Set)]
+    return_path: Option<bool>,
+
+    /// Send all pages so many times
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    rounds: u64,
+
+    /// Record both directions (pcapng)
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+
+    /// Longest time in which the destination takes nothing, or says nothing at the end
+    #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = output::parse_seconds)]
+    timeout: Duration,
+
+    /// Longest time for everything
+    #[arg(long, value_name = "SECONDS", value_parser = output::parse_seconds)]
+    deadline: Option<Duration>,
+
+    /// Answer in JSON
+    #[arg(long)]
+    json: bool,
+}
+
+impl Send {
+    pub(crate) fn run(self) -> anyhow::Result<Verdict> {
+        if self.address == Address::Stdio && (self.json || self.digest) {
+            let message = "standard output carries the stream, so no answer can be printed there";
+            return Err(Error::nowhere(ErrorKind::Misuse, "sending", message).into());
+        }
+        // Whatever can be wrong on our side is found before anybody is connected to.
+        let source = self.source()?;
+        let recorder = match &self.output {
+            Some(path) => Some(Recorder::create(path, RecorderOptions::default())?),
+            None => None,
+        };
+        let patience = self.deadline.map_or(self.timeout, |deadline| deadline.min(self.timeout));
+        let connection = transport::connect(&self.address, patience)?;
+        let source = match &recorder {
+            Some(recorder) => source.with_tap(recorder.channel(interface_name(ChannelId::Main))),
+            None => source,
+        };
+        let mut line = ProgressLine::new();
+        let departure = source.send(connection, |progress| line.show(progress));
+        line.end();
+        self.report(&departure)?;
+        if let Some(recorder) = recorder {
+            recorder.finish()?;
+        }
+        Ok(if departure.error.is_none() { Verdict::Good } else { Verdict::Bad })
+    }
+
+    fn source(&self) -> anyhow::Result<Source> {
+        let mut copy = Memory::new();
+        if let Some(directory) = &self.ram_out {
+            copy = copy.with_images(directory)?;
+        }
+        if self.digest {
+            copy = copy.with_digest();
+        }
+        let template = self.shape()?;
+        let return_path = match (self.return_path, &self.template) {
+            (Some(on), _) => on,
+            (None, None) => self.address.is_socket(),
+            (None, Some(_)) => template.has_return_path() && self.address.is_socket(),
+        };
+        let mut source = Source::new(template)
+            .with_dialect(self.dialect)
+            .with_limits(Limits { silence: self.timeout, total: self.deadline })
+            .with_return_path(return_path)
+            .with_rounds(self.rounds)
+            .with_copy(copy);
+        if let Some(directory) = &self.ram_in {
+            source = source.with_images(directory)?;
+        } else if self.fill.is_some() || self.template.is_none() {
+            let block = self.block.as_deref().map(str::as_bytes);
+            source = source.with_pattern(block, self.fill.unwrap_or(Pattern::Zero))?;
+        }
+        source.check()?;
+        Ok(source)
+    }
+
+    fn shape(&self) -> anyhow::Result<Template> {
+        let Some(machine) = &self.machine else {
+            return Ok(Template::open(self.template.as_deref().unwrap_or("".as_ref()))?);
+        };
+        let block = self.block.as_deref().unwrap_or("ram");
+        let memory = match (self.memory, &self.ram_in) {
+            (Some(memory), _) => memory,
+            (None, Some(directory)) => std::fs::metadata(directory.join(file_name(block.as_bytes())))
+                .map_err(|e| anyhow::anyhow!("{}: no image of block {block}: {e}", directory.display()))?
+                .len(),
+            (None, None) => 16 << 20,
+        };
+        let mut blank = Blank::new(machine, block, memory);
+        blank.state = if self.paused { RunState::Paused } else { RunState::Running };
+        blank.dialect = self.dialect;
+        Ok(Template::blank(&blank)?)
+    }
+
+    fn report(&self, departure: &Departure) -> anyhow::Result<()> {
+        if self.json {
+            return output::print_json(&json(departure));
+        }
+        for block in departure.memory.blocks() {
+            if let Some(digest) = block.digest() {
+                println!("{digest}  {:>12}  {}", block.length(), block.name());
+            }
+        }
+        if let Some(error) = &departure.error {
+            eprintln!("migwire: {}", output::whole_text(error));
+        }
+        eprintln!(
+            "{}: {} in {} ({} pages of which {} zero{})",
+            if departure.error.is_none() { "completed" } else { "failed" },
+            output::bytes(departure.bytes),
+            output::seconds(departure.elapsed),
+            departure.pages,
+            departure.zero_pages,
+            match (departure.return_path, departure.peer_status) {
+                (false, _) => String::new(),
+                (true, None) => ", with return path, without an answer".to_owned(),
+                (true, Some(status)) => format!(", with return path: SHUT {status}"),
+            },
+        );
+        Ok(())
+    }
+}
+
+fn json(departure: &Departure) -> Value {
+    let blocks: Vec<Value> = departure
+        .memory
+        .blocks()
+        .iter()
+        .map(|block| {
+            let digest = block.digest().map(ToString::to_string);
+            json!({ "name": block.name().text(), "length": block.length(), "digest": digest })
+        })
+        .collect();
+    json!({
+        "verdict": if departure.error.is_none() { "completed" } else { "failed" },
+        "machine": departure.machine,
+        "bytes": departure.bytes,
+        "seconds": departure.elapsed.as_secs_f64(),
+        "pages": departure.pages,
+        "zero_pages": departure.zero_pages,
+        "return_path": departure.return_path,
+        "pong": departure.pong,
+        "peer_status": departure.peer_status,
+        "blocks": blocks,
+        "error": departure.error.as_ref().map(output::error_json),
+    })
+}
+
+fn parse_switch(text: &str) -> Result<bool, String> {
+    match text {
+        "on" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("on or off".to_owned()),
+    }
+}
+
+/// Reads a number of bytes: 4096, 64K, 16M, 1G.
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.char_indices().last() {
+        Some((at, 'k' | 'K')) => (&text[..at], 10),
+        Some((at, 'm' | 'M')) => (&text[..at], 20),
+        Some((at, 'g' | 'G')) => (&text[..at], 30),
+        Some((at, 't' | 'T')) => (&text[..at], 40),
+        _ => (text, 0),
+    };
+    let number = digits.parse::<u64>().ok().and_then(|n| n.checked_mul(1 << shift));
+    number
+        .filter(|_| !digits.starts_with('+'))
+        .ok_or_else(|| "a number of bytes, such as 4096, 16M or 1G".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::parse_size;
+
+    #[test]
+    fn sizes() {
+        for (text, size) in
+            [("4096", 4096), ("16M", 16 << 20), ("1G", 1 << 30), ("2k", 2048), ("3T", 3 << 40)]
+        {
+            assert_eq!(parse_size(text), Ok(size));
+        }
+        assert!(["", "M", "-1", "+1", "1.5G", "16777216T", "é"].iter().all(|bad| parse_size(bad).is_err()));
+    }
+}

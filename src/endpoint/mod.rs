@@ -1,0 +1,15 @@
+//! Both ends of a migration, without a virtual machine: threads and clocks around the sans-I/O parts.
+//!
+//! ```text
+//! stock source -> Destination: Connection -> Feed -> Parser -> Event -> guest::Memory
+//!                                   ^---- PONG, SHUT ----'
+//! Source: Template, images -> Event -> Emitter -> Connection -> stock destination
+//! ```
+
+mod destination;
+mod pace;
+mod source;
+
+pub use destination::{Acknowledge, Arrival, Destination, Progress};
+pub use pace::Limits;
+pub use source::{Blank, Departure, RunState, Source, Template};

@@ -1,0 +1,96 @@
+//! How long a peer may take.
+
+use std::cell::Cell;
+use std::time::{Duration, Instant};
+
+/// Limits on a peer's silence, and on everything together.
+///
+/// Silence is time without a whole record, not without a byte: a peer that trickles one byte a second is silent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Longest time between two records.
+    pub silence: Duration,
+    /// Longest time for the whole migration.
+    pub total: Option<Duration>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { silence: Duration::from_secs(60), total: None }
+    }
+}
+
+/// Watches the limits of one channel. Records are counted, which costs nothing a page; the clock is read once a read.
+#[derive(Debug)]
+pub(super) struct Pace {
+    limits: Limits,
+    begin: Instant,
+    records: Cell<u64>,
+    seen: Cell<u64>,
+    last: Cell<Instant>,
+}
+
+impl Pace {
+    pub(super) fn new(limits: Limits) -> Self {
+        let begin = Instant::now();
+        Self { limits, begin, records: Cell::new(0), seen: Cell::new(0), last: Cell::new(begin) }
+    }
+
+    /// Notes that a whole record has come.
+    pub(super) fn note_record(&self) {
+        self.records.set(self.records.get() + 1);
+    }
+
+    /// Time since the beginning.
+    pub(super) fn elapsed(&self) -> Duration {
+        self.begin.elapsed()
+    }
+
+    /// How long the next read may take; `None` when a limit is reached already.
+    pub(super) fn patience(&self) -> Option<Duration> {
+        let now = Instant::now();
+        if self.seen.replace(self.records.get()) != self.records.get() {
+            self.last.set(now);
+        }
+        let silence = self.limits.silence.checked_sub(now - self.last.get())?;
+        let total = self.limits.total.map(|total| total.checked_sub(now - self.begin));
+        let left = match total {
+            None => silence,
+            Some(left) => silence.min(left?),
+        };
+        (!left.is_zero()).then_some(left)
+    }
+
+    /// Whether it is the limit on everything together that is reached.
+    pub(super) fn is_overdue(&self) -> bool {
+        self.limits.total.is_some_and(|total| self.begin.elapsed() >= total)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_are_progress_and_bytes_are_not() {
+        let limits = Limits { silence: Duration::from_millis(200), total: None };
+        let pace = Pace::new(limits);
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(pace.patience().unwrap() <= Duration::from_millis(180));
+        pace.note_record();
+        assert!(pace.patience().unwrap() > Duration::from_millis(180));
+        std::thread::sleep(Duration::from_millis(210));
+        assert!(pace.patience().is_none());
+        assert!(!pace.is_overdue());
+    }
+
+    #[test]
+    fn the_total_counts_whatever_comes() {
+        let limits = Limits { silence: Duration::from_secs(9), total: Some(Duration::from_millis(20)) };
+        let pace = Pace::new(limits);
+        std::thread::sleep(Duration::from_millis(25));
+        pace.note_record();
+        assert!(pace.patience().is_none());
+        assert!(pace.is_overdue());
+    }
+}

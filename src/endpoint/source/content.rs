@@ -1,0 +1,125 @@
+//! What a RAM block holds: pages of the template, of an image, or of a pattern.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{SeekFrom, seek};
+
+use super::output::Output;
+use crate::error::{Error, ErrorKind, Result};
+use crate::guest::{Pattern, file_name, is_zero};
+
+/// Bytes of an image that are read at once; together with the output's buffer they fit the second-level cache.
+const PIECE: usize = 128 << 10;
+
+/// Where the pages of a block come from.
+#[derive(Debug)]
+pub(super) enum Content {
+    /// From the template, as they stand in it.
+    Kept,
+    /// From a rule.
+    Pattern(Pattern),
+    /// From a file.
+    Image(Image),
+}
+
+/// A block's image.
+#[derive(Debug)]
+pub(super) struct Image {
+    path: PathBuf,
+    file: File,
+}
+
+impl Image {
+    /// The image of a block in `directory`; `None` if there is none.
+    pub(super) fn find(directory: &Path, block: &[u8], length: u64) -> Result<Option<Self>> {
+        const DOING: &str = "opening a RAM image";
+        let path = directory.join(file_name(block));
+        let failed = |e| Error::io(DOING, path.display().to_string(), e);
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(e) => return Err(failed(e)),
+        };
+        let size = file.metadata().map_err(failed)?.len();
+        if size != length {
+            let message = format!("{} has {size} bytes, its block has {length}", path.display());
+            return Err(Error::nowhere(ErrorKind::Misuse, DOING, message));
+        }
+        Ok(Some(Self { path, file }))
+    }
+
+    /// The next stretch of data from `at`; what is in front of it is a hole, and zero.
+    fn data(&self, at: u64, length: u64) -> (u64, u64) {
+        // A file system that knows no holes says that everything is data.
+        match seek(&self.file, SeekFrom::Data(at)) {
+            Ok(start) => (start, seek(&self.file, SeekFrom::Hole(start)).unwrap_or(length)),
+            Err(rustix::io::Errno::NXIO) => (length, length),
+            Err(_) => (at, length),
+        }
+    }
+}
+
+/// A block with its place in the list.
+pub(super) struct Whole {
+    pub(super) index: usize,
+    pub(super) length: u64,
+    pub(super) page_size: u64,
+}
+
+impl Content {
+    /// Sends every page of the block.
+    pub(super) fn send(&self, block: &Whole, out: &mut Output<'_>) -> Result<()> {
+        match self {
+            Self::Kept => Ok(()),
+            Self::Pattern(pattern) => block.offsets(0..block.length).try_for_each(|offset| match pattern {
+                Pattern::Zero => out.zero_page(block.index, offset),
+                _ => out.page(block.index, offset, |page| pattern.fill(offset, page)),
+            }),
+            Self::Image(image) => image.send(block, out),
+        }
+    }
+}
+
+impl Whole {
+    fn offsets(&self, range: std::ops::Range<u64>) -> impl Iterator<Item = u64> + use<> {
+        range.step_by(self.page_size as usize)
+    }
+}
+
+impl Image {
+    fn send(&self, block: &Whole, out: &mut Output<'_>) -> Result<()> {
+        let size = block.page_size as usize;
+        let mut piece = vec![0; PIECE.max(size)];
+        let (mut at, mut hole) = (0, 0);
+        while at < block.length {
+            if at >= hole {
+                let (start, end) = self.data(at, block.length);
+                let start = start & !(block.page_size - 1);
+                block.offsets(at..start).try_for_each(|offset| out.zero_page(block.index, offset))?;
+                (at, hole) = (at.max(start), end);
+                if at >= block.length {
+                    break;
+                }
+            }
+            let end = hole.next_multiple_of(block.page_size).min(block.length);
+            let count = piece.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
+            let bytes = &mut piece[..count];
+            let read = self.file.read_exact_at(bytes, at);
+            read.map_err(|e| Error::io("reading a RAM image", self.path.display().to_string(), e))?;
+            for (page, offset) in bytes.chunks(size).zip(block.offsets(at..block.length)) {
+                match is_zero(page) {
+                    true => out.zero_page(block.index, offset)?,
+                    // Only the last page of a block of odd length is short.
+                    false => out.page(block.index, offset, |place| {
+                        place[..page.len()].copy_from_slice(page);
+                        place[page.len()..].fill(0);
+                    })?,
+                }
+            }
+            at += count as u64;
+        }
+        Ok(())
+    }
+}

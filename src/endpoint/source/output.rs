@@ -1,0 +1,287 @@
+//! Events to the destination: strict emitter, one buffer, limits, recording.
+//!
+//! ```text
+//! event --> Emitter::strict --> buffer --> connection (--> tap)
+//! page  --filled in place---------^
+//! ```
+//! A page is made where it leaves from: at these speeds each copy of it costs a tenth of the throughput.
+
+use std::io::{self, Write as _};
+use std::time::{Duration, Instant};
+
+use super::replies::{self, Replies};
+use crate::capture::{ChannelTap, Direction};
+use crate::channel::ChannelEvent as _;
+use crate::endpoint::Progress;
+use crate::endpoint::pace::Pace;
+use crate::error::{Error, ErrorKind, Result};
+use crate::guest::{Memory, is_zero};
+use crate::limits::PIECE;
+use crate::stream::{Block, Emitter, Event};
+use crate::transport::Connection;
+use crate::wire::{Bulk, Name, Page, PageBody, PageWord, RamFlags, Sink};
+
+/// Bytes that go to the system at once. More would fall out of the second-level cache between filling and sending, less
+/// would cost a system call too often.
+const BUFFER: usize = 256 << 10;
+
+/// Longest event: a piece of a payload, or a command, with its head.
+const ROOM: usize = PIECE + (4 << 10);
+
+/// How often the watcher is told, at most.
+const WATCH_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The main channel, from the source's side.
+pub(super) struct Output<'a> {
+    connection: Connection,
+    tap: Option<ChannelTap>,
+    pace: &'a Pace,
+    pub(super) replies: Option<Replies>,
+    emitter: Emitter,
+    buffer: Box<[u8]>,
+    used: usize,
+    /// Bytes that the system has taken.
+    pub(super) sent: u64,
+    /// What the destination's memory should hold.
+    pub(super) copy: Memory,
+    blocks: &'a [Block],
+    page_size: usize,
+    /// The block that the last page belonged to; CONTINUE refers to it, across sections too.
+    block: Option<usize>,
+    pub(super) pages: u64,
+    pub(super) zero_pages: u64,
+    pub(super) round: u64,
+    watch: &'a mut dyn FnMut(&Progress),
+    watched: Instant,
+}
+
+impl<'a> Output<'a> {
+    pub(super) fn new(
+        connection: Connection,
+        tap: Option<ChannelTap>,
+        pace: &'a Pace,
+        copy: Memory,
+        (blocks, page_size): (&'a [Block], u64),
+        watch: &'a mut dyn FnMut(&Progress),
+    ) -> Self {
+        Self {
+            connection,
+            tap,
+            pace,
+            replies: None,
+            emitter: Emitter::strict(),
+            buffer: vec![0; BUFFER + ROOM].into(),
+            used: 0,
+            sent: 0,
+            copy,
+            blocks,
+            page_size: page_size as usize,
+            block: None,
+            pages: 0,
+            zero_pages: 0,
+            round: 0,
+            watch,
+            watched: Instant::now(),
+        }
+    }
+
+    /// Writes an event.
+    pub(super) fn emit(&mut self, event: &Event<'_>) -> Result<()> {
+        self.make_room(event.wire_len())?;
+        let at = self.emitter.offset();
+        let mut sink = Tail { free: &mut self.buffer[self.used..], used: 0 };
+        self.emitter.emit(event, &mut sink)?;
+        self.used += sink.used;
+        self.note(event, at)
+    }
+
+    /// Writes a page of block `index` that came out of another stream, with a word of its own.
+    pub(super) fn forward_page(&mut self, index: usize, page: &Page<'_>) -> Result<()> {
+        let size = self.page_size as u64;
+        let (block, continues) = self.name(index);
+        let flags = RamFlags(page.word.flags(size).action().0 | continues.0);
+        let word = PageWord::new(page.word.offset(size), flags);
+        self.pages += 1;
+        self.zero_pages += u64::from(matches!(page.body, PageBody::Zero(_)));
+        self.emit(&Event::Page(Page { word, block, body: page.body }))
+    }
+
+    /// Writes a page of zeros.
+    pub(super) fn zero_page(&mut self, index: usize, offset: u64) -> Result<()> {
+        let (block, continues) = self.name(index);
+        let word = PageWord::new(offset, RamFlags::ZERO | continues);
+        self.pages += 1;
+        self.zero_pages += 1;
+        self.emit(&Event::Page(Page { word, block, body: PageBody::Zero(0) }))
+    }
+
+    /// Writes the page that `fill` makes.
+    pub(super) fn page(&mut self, index: usize, offset: u64, fill: impl FnOnce(&mut [u8])) -> Result<()> {
+        let before = self.block;
+        let (block, continues) = self.name(index);
+        let head = PageWord::LEN + block.map_or(0, |name| 1 + name.0.len());
+        self.make_room((head + self.page_size) as u64)?;
+        let (head, rest) = self.buffer[self.used..].split_at_mut(head);
+        let page = &mut rest[..self.page_size];
+        fill(page);
+        if is_zero(page) {
+            self.block = before;
+            return self.zero_page(index, offset);
+        }
+        let page = &*page;
+        let word = PageWord::new(offset, RamFlags::PAGE | continues);
+        let event = Event::Page(Page { word, block, body: PageBody::Raw(Bulk::Bytes(page)) });
+        let at = self.emitter.offset();
+        self.emitter.emit(&event, &mut InPlace { head, used: 0, page })?;
+        self.pages += 1;
+        if let Some(grammar) = self.emitter.grammar() {
+            self.copy.handle(&event, grammar, at)?;
+        }
+        self.used += event.wire_len() as usize;
+        Ok(())
+    }
+
+    /// Hands everything to the system.
+    pub(super) fn flush(&mut self) -> Result<()> {
+        let mut done = 0;
+        while done < self.used {
+            if let Some(replies) = &mut self.replies {
+                replies.poll()?;
+            }
+            let Some(patience) = self.pace.patience() else { return Err(self.late()) };
+            self.connection.set_write_timeout(Some(patience))?;
+            match self.connection.write(&self.buffer[done..self.used]) {
+                Ok(0) => return Err(self.failed(io::ErrorKind::WriteZero.into())),
+                Ok(count) => {
+                    // A recording that fails says so when it is finished; the migration goes on.
+                    if let Some(tap) = &self.tap {
+                        let _ = tap.record(Direction::ToDestination, &self.buffer[done..done + count]);
+                    }
+                    done += count;
+                    self.sent += count as u64;
+                    self.pace.note_record();
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == io::ErrorKind::TimedOut => return Err(self.late()),
+                Err(e) => return Err(self.failed(e)),
+            }
+        }
+        self.used = 0;
+        self.tell();
+        Ok(())
+    }
+
+    /// Waits until the destination says that it is done, and returns its status.
+    pub(super) fn await_shut(&mut self) -> Result<u32> {
+        let Some(replies) = &mut self.replies else { return Ok(0) };
+        let patience = self.pace.patience().unwrap_or_default();
+        match replies.wait(patience)? {
+            Some(status) => Ok(status),
+            None => {
+                let message = "everything was sent, but the destination does not say that it is done (SHUT)";
+                Err(Error::new(ErrorKind::Timeout, self.sent, "waiting for the destination", message))
+            }
+        }
+    }
+
+    /// Ends writing; a child process has to end as well.
+    pub(super) fn close(&mut self) -> Result<()> {
+        self.connection.close(self.pace.patience().unwrap_or_default())
+    }
+
+    pub(super) fn elapsed(&self) -> Duration {
+        self.pace.elapsed()
+    }
+
+    fn make_room(&mut self, wanted: u64) -> Result<()> {
+        if self.used >= BUFFER {
+            self.flush()?;
+        }
+        match wanted <= ROOM as u64 {
+            true => Ok(()),
+            false => {
+                let message = format!("a record of {wanted} bytes, at most {ROOM} can be sent");
+                Err(Error::new(ErrorKind::TooLarge, self.emitter.offset(), "sending", message))
+            }
+        }
+    }
+
+    /// How block `index` is named in the next page.
+    fn name(&mut self, index: usize) -> (Option<Name<'a>>, RamFlags) {
+        if self.block.replace(index) == Some(index) {
+            (None, RamFlags::CONTINUE)
+        } else {
+            (Some(Name(&self.blocks[index].name)), RamFlags::default())
+        }
+    }
+
+    fn note(&mut self, event: &Event<'_>, at: u64) -> Result<()> {
+        match self.emitter.grammar() {
+            Some(grammar) => self.copy.handle(event, grammar, at),
+            None => Ok(()),
+        }
+    }
+
+    fn tell(&mut self) {
+        if self.watched.elapsed() >= WATCH_INTERVAL {
+            self.watched = Instant::now();
+            let (bytes, pages, iterations) = (self.sent, self.pages, self.round);
+            (self.watch)(&Progress { bytes, pages, iterations, elapsed: self.pace.elapsed() });
+        }
+    }
+
+    /// The destination takes nothing any more, or everything takes too long.
+    fn late(&self) -> Error {
+        let message = match self.pace.is_overdue() {
+            true => "the migration took longer than it may",
+            false => "the destination took nothing in time",
+        };
+        Error::new(ErrorKind::Timeout, self.sent, "sending", message)
+    }
+
+    /// A write failed: what the destination has said is worth more than that it is gone.
+    fn failed(&mut self, e: io::Error) -> Error {
+        let said = match &mut self.replies {
+            Some(replies) if replies::is_gone(&e) => replies.reason(),
+            _ => None,
+        };
+        match said {
+            Some(error) => error,
+            None => self.connection.error("sending", e).at(self.sent),
+        }
+    }
+}
+
+/// The free part of the buffer, as a sink.
+struct Tail<'a> {
+    free: &'a mut [u8],
+    used: usize,
+}
+
+impl Sink for Tail<'_> {
+    fn put(&mut self, bytes: &[u8]) {
+        self.free[self.used..][..bytes.len()].copy_from_slice(bytes);
+        self.used += bytes.len();
+    }
+}
+
+/// A sink for a page that stands at its place already: only what is in front of it is written.
+struct InPlace<'a> {
+    head: &'a mut [u8],
+    used: usize,
+    page: &'a [u8],
+}
+
+impl Sink for InPlace<'_> {
+    fn put(&mut self, bytes: &[u8]) {
+        self.head[self.used..][..bytes.len()].copy_from_slice(bytes);
+        self.used += bytes.len();
+    }
+
+    fn put_bulk(&mut self, bytes: &[u8]) {
+        assert!(
+            std::ptr::eq(bytes, self.page) && self.used == self.head.len(),
+            "the page is not where it belongs"
+        );
+    }
+}
