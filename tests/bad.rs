@@ -23,8 +23,8 @@ const PART: SectionKind = SectionKind::PART;
 const END: SectionKind = SectionKind::END;
 const FULL: SectionKind = SectionKind::FULL;
 
-/// Wrong only in the text of their description, which nothing of the main channel's parser reads: a destination does not
-/// either. The reader of descriptions judges them.
+/// Wrong only in the text of their description, which neither the main channel's parser reads nor a destination; [`descriptions`]
+/// has what the reader of descriptions says.
 const DESCRIPTIONS: [&str; 4] =
     ["description-duplicate-key", "description-nested", "description-no-json", "description-no-utf8"];
 
@@ -249,6 +249,14 @@ fn verdict(bytes: &[u8], mode: Mode) -> (Reading, Vec<String>) {
     (found, complaints)
 }
 
+fn snapshot(name: &str, text: &str) {
+    let mut settings = insta::Settings::clone_current();
+    settings.set_snapshot_path("../fixtures/snapshots");
+    settings.set_prepend_module_to_snapshot(false);
+    settings.set_omit_expression(true);
+    settings.bind(|| insta::assert_snapshot!(name, text));
+}
+
 #[test]
 fn every_file_is_what_this_test_makes() {
     let directory = place("fixtures/bad");
@@ -299,7 +307,24 @@ fn texts() {
         }
         writeln!(texts, "  lenient: {}", end(&lenient)).expect("a string takes it");
     }
-    insta::with_settings!({ snapshot_path => "../fixtures/snapshots", prepend_module_to_snapshot => false, omit_expression => true }, {
-        insta::assert_snapshot!("bad", texts);
-    });
+    snapshot("bad", &texts);
+}
+
+#[cfg(feature = "json")]
+#[test]
+fn descriptions() {
+    use migwire::vmstate::Description;
+
+    let mut texts = String::new();
+    for (name, bytes) in cases().into_iter().filter(|(name, _)| DESCRIPTIONS.contains(name)) {
+        let (found, _) = verdict(&bytes, Mode::Strict);
+        let text: Vec<_> = found.events.iter().filter(|e| e.name == "VM description text").collect();
+        let (start, end) = (text[0].range.start, text[text.len() - 1].range.end);
+        let verdict = match Description::parse(&bytes[start as usize..end as usize], start) {
+            Ok(_) => "accepted".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        writeln!(texts, "{name}\n  {verdict}").expect("a string takes it");
+    }
+    snapshot("bad-descriptions", &texts);
 }
