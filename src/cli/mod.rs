@@ -3,7 +3,9 @@
 //! Exit codes: 0 ok, 1 a negative finding (a peer failed, bytes differ, an error in a stream), 2 usage, 3 environment.
 //! A reader that closes our standard output early is no error.
 
+mod dump;
 mod given;
+mod inspect;
 mod output;
 mod recv;
 mod send;
@@ -36,6 +38,8 @@ enum Verb {
     Recv(recv::Recv),
     Verify(verify::Verify),
     Send(send::Send),
+    Inspect(inspect::Inspect),
+    Dump(dump::Dump),
 }
 
 /// Parses the command line and carries it out.
@@ -45,6 +49,8 @@ pub(crate) fn run() -> ExitCode {
         Verb::Recv(recv) => recv.run(),
         Verb::Verify(verb) => verb.run(),
         Verb::Send(send) => send.run(),
+        Verb::Inspect(verb) => verb.run(),
+        Verb::Dump(verb) => verb.run(),
     };
     match outcome {
         Ok(Verdict::Good) => ExitCode::SUCCESS,
