@@ -143,7 +143,7 @@ impl Survey {
         }
         match &located.event {
             Event::Configuration(configuration) => {
-                self.machine = Some(configuration.machine.text().into_owned())
+                self.machine = Some(configuration.machine.text().into_owned());
             }
             Event::Section(head) => {
                 if let Some((_, id, section)) = grammar.current_section()
