@@ -15,7 +15,7 @@ use migwire::dialect::Dialect;
 use migwire::stream::{Event, Mode, Parser};
 use migwire::wire::{
     Bulk, Command, CommandCode, ConfigurationSubsection, FileHeader, MappedRamHeader, Name, PageBody,
-    PageWord, RamBlock, RamFlags, SectionKind,
+    PageWord, RamBlock, SectionKind,
 };
 
 const START: SectionKind = SectionKind::START;

@@ -666,7 +666,7 @@ impl Grammar {
                 format!("version {} of block {:?}, the newest known is 1", mapped.version, block.name);
             return self.refuse(ErrorKind::Unsupported, at, DOING, message);
         }
-        if mapped.pages_offset % self.ram.page_size != 0 {
+        if !mapped.pages_offset.is_multiple_of(self.ram.page_size) {
             let message = format!(
                 "pages of block {:?} at {:#x}, which is no multiple of the page size {:#x}",
                 block.name, mapped.pages_offset, self.ram.page_size
