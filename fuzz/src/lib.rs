@@ -1,1 +1,39 @@
-//! Fuzz bodies.
+//! Fuzz bodies: one module a body, each with a function `run` that takes any bytes and panics if an invariant is broken.
+//!
+//! ```text
+//! fuzz/src/<body>.rs            run(&[u8]), and smoke(): the corpus and seeded mutations of it, on any toolchain
+//! fuzz/fuzz_targets/<body>.rs   one line; libFuzzer under cfg(fuzzing), otherwise a program that replays files
+//! fuzz/corpus/<body>/           seeds; several bodies take streams and share those of whole_parse
+//! scripts/fuzz.sh BODY SECONDS  runs libFuzzer
+//! ```
+//! To replay what a fuzzer has found: `cargo run -p migwire-fuzz --features targets --bin BODY -- FILE..`
+
+pub mod cut_anywhere;
+pub mod lenient;
+pub mod reemit;
+pub mod return_path;
+pub mod whole_parse;
+pub mod xbzrle;
+
+#[path = "../../tests/common/reading.rs"]
+mod reading;
+#[cfg(test)]
+mod smoke;
+
+/// The main function of a fuzz target: libFuzzer's under `cfg(fuzzing)`, one that replays files otherwise.
+#[macro_export]
+macro_rules! target {
+    ($run:path) => {
+        #[cfg(fuzzing)]
+        libfuzzer_sys::fuzz_target!(|bytes: &[u8]| $run(bytes));
+
+        #[cfg(not(fuzzing))]
+        fn main() -> std::io::Result<()> {
+            std::env::args_os().skip(1).try_for_each(|file| {
+                $run(&std::fs::read(&file)?);
+                println!("{}: ok", file.display());
+                Ok(())
+            })
+        }
+    };
+}

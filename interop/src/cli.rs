@@ -16,6 +16,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context as _, Result};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::bench::Speed;
 use crate::cases::{Cases, Cell, Guest, Kind};
 use crate::peers::{self, Peer};
 use crate::probe::{Build, probe};
@@ -38,6 +39,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Bench(Speed),
     /// Join the results of several shards into one report.
     Merge {
         #[arg(required = true, value_name = "RESULTS.json")]
@@ -128,6 +130,7 @@ pub(crate) fn main() -> ExitCode {
     };
     let end = match cli.verb {
         Some(Verb::Merge { files, common }) => run_merge(&files, &common),
+        Some(Verb::Bench(speed)) => environment(speed.run(&default_data())).map(|()| End::AsExpected),
         None => run(&cli.run),
     };
     match end {
@@ -260,7 +263,7 @@ impl Plan {
     /// Asks every build that is needed, and lays out what the cells share.
     fn prepare(&self, args: &RunArgs, out: &Path, sockets: &Path) -> Result<Env> {
         let probes = out.join("probes");
-        let tool = Tool::probe(&migwire_path(args)?, &probes.join(peers::STANDIN));
+        let tool = Tool::probe(&migwire_path(args.migwire.as_deref())?, &probes.join(peers::STANDIN));
         let mut builds: BTreeMap<String, Build> = BTreeMap::new();
         for peer in &self.peers {
             let needed = self.selected.iter().any(|cell| cell.builds().contains(&&*peer.name));
@@ -401,8 +404,8 @@ fn read_boot(path: &Path) -> std::result::Result<Vec<u8>, String> {
     }
 }
 
-fn migwire_path(args: &RunArgs) -> Result<PathBuf> {
-    match &args.migwire {
+pub(crate) fn migwire_path(given: Option<&Path>) -> Result<PathBuf> {
+    match given {
         Some(path) => Ok(std::path::absolute(path)?),
         None => Ok(std::env::current_exe().context("own path")?.with_file_name("migwire")),
     }

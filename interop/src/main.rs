@@ -11,6 +11,7 @@
 //! together again. A cell is unsupported only because a build declared so before anything ran.
 
 mod baseline;
+mod bench;
 mod cases;
 mod cli;
 mod disk;

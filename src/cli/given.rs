@@ -68,8 +68,10 @@ impl Given {
             _ => container::open(path, self.lenient),
         };
         let outcome = match outcome {
+            // No such file, a directory: the environment's fault, not the stream's.
             Err(error) if error.kind() == ErrorKind::Io => return Err(error.into()),
-            other => other.and_then(|contents| self.choose(contents)),
+            Ok(contents) => Ok(self.choose(contents)?),
+            Err(error) => Err(error),
         };
         Ok(Opened { name, outcome })
     }
@@ -77,13 +79,7 @@ impl Given {
     /// Leaves the snapshot that was asked for.
     fn choose(&self, mut contents: Contents) -> Result<Contents, Error> {
         if let Some(wanted) = &self.snapshot {
-            let mut at = None;
-            for (index, part) in contents.parts.iter().enumerate() {
-                if part.is_snapshot(wanted) {
-                    at = Some(index);
-                }
-            }
-            let Some(at) = at else {
+            let Some(at) = contents.parts.iter().position(|part| part.is_snapshot(wanted)) else {
                 let message = format!("{} has no snapshot {wanted:?} with VM state", contents.name);
                 return Err(Error::nowhere(ErrorKind::Misuse, "opening", message).on(ChannelId::Container));
             };

@@ -4,7 +4,9 @@
 //! A reader that closes our standard output early is no error.
 
 mod bench;
+mod dump;
 mod given;
+mod inspect;
 mod output;
 mod record;
 mod recv;
@@ -40,6 +42,8 @@ enum Verb {
     Recv(recv::Recv),
     Verify(verify::Verify),
     Send(send::Send),
+    Inspect(inspect::Inspect),
+    Dump(dump::Dump),
 }
 
 /// Parses the command line and carries it out.
@@ -51,6 +55,8 @@ pub(crate) fn run() -> ExitCode {
         Verb::Recv(recv) => recv.run(),
         Verb::Verify(verb) => verb.run(),
         Verb::Send(send) => send.run(),
+        Verb::Inspect(verb) => verb.run(),
+        Verb::Dump(verb) => verb.run(),
     };
     match outcome {
         Ok(Verdict::Good) => ExitCode::SUCCESS,

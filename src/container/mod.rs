@@ -83,6 +83,7 @@ pub fn open(path: &Path, lenient: bool) -> Result<Contents> {
     }
     file.seek(SeekFrom::Start(0)).map_err(failed)?;
     let first = first_bytes(&mut file).map_err(failed)?;
+    file.seek(SeekFrom::Start(0)).map_err(failed)?;
     let kind = FileKind::of(&first);
     let (parts, fault) = match kind {
         FileKind::Pcapng => recorded(path, file)?,

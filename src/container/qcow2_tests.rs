@@ -110,7 +110,7 @@ fn says_what_it_cannot_read() {
     let cases = [
         ("version", refused(4 - 4, 0x5146_49fb_0000_0004)),
         ("cluster bits", refused(20, 63 << 32)),
-        ("encryption", refused(28, 2 << 0 | 1 << 20 << 32)),
+        ("encryption", refused(28, 2 | 1 << 52)),
         ("external data", refused(72, 1 << 2)),
         ("extended L2", refused(72, 1 << 4)),
         ("unknown feature", refused(72, 1 << 40)),
@@ -124,7 +124,7 @@ fn says_what_it_cannot_read() {
         ("no state", refused(CLUSTER + 40, 0)),
         ("disk size", refused(CLUSTER + 48, u64::MAX)),
         ("extra size", refused(CLUSTER + 32, u64::MAX)),
-        ("L2 in the data", refused(l1_at, 0x1200 + 0x100 | 1 << 63)),
+        ("L2 in the data", refused(l1_at, 0x1300 | 1 << 63)),
         ("L2 past the end", refused(l1_at, 1 << 40)),
         ("compressed", refused(l2_at, COMPRESSED | 0x1000)),
         ("cluster past the end", refused(l2_at, 1 << 40)),
@@ -204,4 +204,26 @@ fn no_flipped_bit_panics_or_makes_the_state_longer_than_the_image() {
             assert!(bytes.len() <= file.len(), "bit {bit}");
         }
     }
+}
+
+#[test]
+fn a_stream_in_an_image_is_a_main_channel() {
+    use crate::container::{Access, open};
+    let stream = b"QEVM\0\0\0\x03\x07\0\0\0\x04none\0\x06\0\0\0\x0f{\"devices\": []}";
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), image(3, 1 << 20, stream)).unwrap();
+    let mut contents = open(file.path(), false).unwrap();
+    let [part] = &mut contents.parts[..] else { panic!("{}", contents.parts.len()) };
+    assert_eq!(
+        (part.channel, part.label.as_deref(), part.size()),
+        (ChannelId::Main, Some("first"), Some(38))
+    );
+    assert!(part.is_snapshot("1") && part.is_snapshot("first") && !part.is_snapshot("2"));
+    assert_eq!(part.trailer().unwrap().map(|t| (t.offset, t.text.len())), Some((23, 15)));
+    let mut input = part.input(Access::Whole).unwrap();
+    let mut bytes = vec![0; 64];
+    let count = crate::channel::Input::read(&mut input, &mut bytes).unwrap();
+    assert_eq!(&bytes[..count], stream);
+    std::fs::write(file.path(), image(2, 1 << 20, b"")).unwrap();
+    assert_eq!(open(file.path(), false).err().map(|e| e.kind()), Some(ErrorKind::Unsupported));
 }

@@ -7,16 +7,22 @@
 //! ```
 //! All three read a channel once, front to back, and keep nothing that grows with the guest. [`Reading`] says how.
 
-//pub mod dump;
-//mod evidence;
-//pub mod inspect;
+#[cfg(all(feature = "container", feature = "json"))]
+pub mod dump;
+#[cfg(all(feature = "container", feature = "json"))]
+mod evidence;
+#[cfg(all(feature = "container", feature = "json"))]
+pub mod inspect;
 #[cfg(all(feature = "container", feature = "json"))]
 mod proof;
 #[cfg(all(feature = "container", feature = "json"))]
 mod reading;
 pub mod verify;
+#[cfg(all(feature = "container", feature = "json"))]
+mod words;
 
-//pub use evidence::{Evidence, Fact};
+#[cfg(all(feature = "container", feature = "json"))]
+pub use evidence::{Evidence, Fact};
 #[cfg(all(feature = "container", feature = "json"))]
 pub use proof::prove;
 #[cfg(all(feature = "container", feature = "json"))]

@@ -25,7 +25,7 @@ fn described(part: &mut Part, reading: &Reading) -> Result<Verification> {
     let (mut feed, mut parser) = reading.main_channel(part, Access::Whole)?;
     let mut chapter = Chapter::default();
     let mut found = verify::main_channel_with(&mut feed, &mut parser, |located| {
-        chapter.note(&located.event, located.range.end)
+        chapter.note(&located.event, located.range.end);
     });
     // A stream that ended early has its fault already, and a part of a description is none.
     if found.error.is_none() {
@@ -33,7 +33,10 @@ fn described(part: &mut Part, reading: &Reading) -> Result<Verification> {
             Some(Ok(description)) => found.notes = chapter.disagreements(&description),
             Some(Err(error)) if reading.mode == Mode::Lenient => found.complaints.push(error),
             Some(Err(error)) => found.error = Some(error),
-            None if parser.grammar().footers() == Some(false) && reading.schema.is_none() => {
+            None if reading.schema.is_some() => {
+                found.notes = reading.schema.iter().flat_map(|schema| chapter.strangers(schema)).collect();
+            }
+            None if parser.grammar().footers() == Some(false) => {
                 found.notes.push("no footers and no VM description: where payloads end is a guess, confirmed by what follows".into());
             }
             None => {}

@@ -7,7 +7,7 @@ use crate::error::{ChannelId, Error, ErrorKind, Result};
 use crate::limits::MAX_DESCRIPTION;
 use crate::postcopy::ReturnParser;
 use crate::stream::{Event, Mode, Parser};
-use crate::vmstate::{Description, Ledger};
+use crate::vmstate::{Description, Disagreement, Ledger};
 
 /// How channels are read.
 #[derive(Clone, Debug, Default)]
@@ -125,6 +125,14 @@ impl Chapter {
     pub fn description(&self) -> Option<Result<Description>> {
         let (offset, text) = self.text.as_ref().filter(|(_, text)| !text.is_empty())?;
         Some(Description::parse(text, *offset))
+    }
+
+    /// Where a schema, which is of another stream, has other sizes than this one, in sentences. That sections are missing on
+    /// either side is no surprise.
+    pub fn strangers(&self, schema: &Description) -> Vec<String> {
+        let differing = |d: &&Disagreement| matches!(d, Disagreement::Size { .. });
+        let found = self.ledger.compare(schema);
+        found.iter().filter(differing).map(|d| format!("the schema does not fit: {d}")).collect()
     }
 
     /// Where `description` is not what the stream has, in sentences.

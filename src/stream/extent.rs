@@ -51,6 +51,9 @@ pub(super) enum Found {
     More { missing: usize, searched: usize },
 }
 
+/// Longest chain of commands that is looked through behind a payload without footer.
+const LAST_COMMANDS: usize = 256;
+
 /// Whether something could be the next record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Verdict {
@@ -144,6 +147,11 @@ impl Search<'_> {
         if self.tail == Tail::Open { Verdict::More(missing) } else { Verdict::No }
     }
 
+    /// The same behind a footer: the input ends inside what has begun like a record, and the footer is proof enough.
+    fn cut(&self, missing: usize, sure: bool) -> Verdict {
+        if sure && self.tail == Tail::Closed { Verdict::Yes } else { self.starved(missing) }
+    }
+
     /// Whether `rest` can begin with the record behind the section. `sure`: a footer stands in front of it, so that less
     /// is asked of the record; without one it must carry the proof alone.
     fn next_record(&self, rest: &[u8], sure: bool) -> Verdict {
@@ -154,7 +162,7 @@ impl Search<'_> {
             };
         };
         match SectionKind(first) {
-            SectionKind::START | SectionKind::FULL => self.is_section_head(rest),
+            SectionKind::START | SectionKind::FULL => self.is_section_head(rest, sure),
             SectionKind::PART | SectionKind::END if sure || self.kind != SectionKind::FULL => {
                 self.is_live_head(rest, sure)
             }
@@ -166,7 +174,7 @@ impl Search<'_> {
         }
     }
 
-    fn is_section_head(&self, rest: &[u8]) -> Verdict {
+    fn is_section_head(&self, rest: &[u8], sure: bool) -> Verdict {
         match SectionHead::parse(&mut Cursor::new(0, rest)) {
             Ok(SectionHead { section_id, identity: Some(identity), .. }) => {
                 let known = self.grammar.section(section_id);
@@ -187,7 +195,7 @@ impl Search<'_> {
                     .skip(6)
                     .take(usize::from(rest.get(5).copied().unwrap_or(0)))
                     .all(|b| (0x20..0x7f).contains(b));
-                if printable { self.starved(missing) } else { Verdict::No }
+                if printable { self.cut(missing, sure) } else { Verdict::No }
             }
             Err(Fault::Bad(_)) => Verdict::No,
         }
@@ -208,21 +216,25 @@ impl Search<'_> {
                 },
                 _ => Verdict::No,
             },
-            Err(Fault::More { missing, .. }) => self.starved(missing),
+            Err(Fault::More { missing, .. }) => self.cut(missing, sure),
             Err(Fault::Bad(_)) => Verdict::No,
         }
     }
 
-    /// Behind a footer one command is proof enough; without one, commands must lead up to the end of the package.
+    /// Behind a footer one command is proof enough; without one, commands must lead up to the end of the package. A source
+    /// puts two PINGs and RUN there, so that a longer chain is no proof, and need not be held either.
     fn is_command(&self, rest: &[u8], sure: bool) -> Verdict {
         let mut input = Cursor::new(0, rest);
         while !input.is_empty() {
+            if input.consumed() > LAST_COMMANDS {
+                return Verdict::No;
+            }
             match Command::parse(&mut input) {
                 Ok(Command::Other { code, .. }) if sure && code.name().is_some() => return Verdict::Yes,
                 Ok(Command::Other { .. }) => return Verdict::No,
                 Ok(command) if sure && command.code() != CommandCode::INVALID => return Verdict::Yes,
                 Ok(_) => {}
-                Err(Fault::More { missing, .. }) => return self.starved(missing),
+                Err(Fault::More { missing, .. }) => return self.cut(missing, sure),
                 Err(Fault::Bad(_)) => return Verdict::No,
             }
         }
@@ -249,7 +261,7 @@ impl Search<'_> {
                 Ok(_) => Verdict::No,
                 Err(_) => self.starved(input.remaining().abs_diff(3)),
             },
-            Err(_) => self.starved(1),
+            Err(_) => self.cut(1, sure),
         }
     }
 }

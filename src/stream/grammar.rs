@@ -24,8 +24,8 @@ use crate::limits::{
 };
 use crate::limits::{MAX_SECTIONS, MIN_PAGE_BITS};
 use crate::wire::{
-    Command, CommandCode, ConfigurationSubsection, FileHeader, Name, Page, PageBody, PageWord, RamBlock,
-    RamFields, RamFlags, SectionHead, SectionKind,
+    Command, CommandCode, ConfigurationSubsection, FileHeader, MappedRamHeader, Name, Page, PageBody,
+    PageWord, RamBlock, RamFields, RamFlags, SectionHead, SectionKind, Wire as _,
 };
 
 /// How much is forgiven.
@@ -398,7 +398,7 @@ impl Grammar {
     /// A record follows where a footer might have come.
     fn end_section(&mut self, offset: u64) -> Result<()> {
         let Some((_, id, section)) = self.current_section() else { return Ok(()) };
-        let missing = format!("missing behind section {id} {:?}", section.name());
+        let missing = format!("missing behind section {id:#x} {:?}", section.name());
         self.section = None;
         match self.footers {
             Some(true) => self.refuse(ErrorKind::Malformed, offset, "section footer", missing),
@@ -413,15 +413,16 @@ impl Grammar {
         let unexpected = self.footers == Some(false);
         self.footers = Some(true);
         self.phase = Phase::Record;
+        let mismatch = self.current_section().filter(|(_, expected, _)| *expected != id).map(
+            |(_, expected, section)| {
+                format!("it names section {id:#x}, but closes section {expected:#x} {:?}", section.name())
+            },
+        );
+        self.section = None;
         if unexpected {
             let message = "the sections before it had none";
             return self.refuse(ErrorKind::OutOfOrder, offset, "section footer", message);
         }
-        let Some((_, expected, section)) = self.current_section() else { return Ok(()) };
-        let mismatch = (id != expected).then(|| {
-            format!("it names section {id:#x}, but closes section {expected:#x} {:?}", section.name())
-        });
-        self.section = None;
         mismatch.map_or(Ok(()), |message| {
             self.refuse(ErrorKind::Malformed, offset + 1, "section footer", message)
         })
@@ -429,11 +430,11 @@ impl Grammar {
 
     fn admit_section(&mut self, head: &SectionHead<'_>, offset: u64) -> Result<()> {
         self.section = Some((head.kind, head.section_id));
+        if self.sections.len() >= MAX_SECTIONS && !self.sections.contains_key(&head.section_id) {
+            let message = format!("more than {MAX_SECTIONS} sections");
+            return Err(Error::new(ErrorKind::TooLarge, offset, "section", message));
+        }
         if let Some(identity) = head.identity {
-            if self.sections.len() >= MAX_SECTIONS {
-                let message = format!("more than {MAX_SECTIONS} sections");
-                return Err(Error::new(ErrorKind::TooLarge, offset, "section", message));
-            }
             let section = Section {
                 idstr: identity.idstr.0.into(),
                 instance_id: identity.instance_id,
@@ -460,7 +461,8 @@ impl Grammar {
             }
             if is_ram && identity.version_id != 4 {
                 let message = format!("version {} of \"ram\", every release has 4", identity.version_id);
-                return self.refuse(ErrorKind::Unsupported, offset, "section", message);
+                let at = offset + head.wire_len() as u64 - 4;
+                return self.refuse(ErrorKind::Unsupported, at, "section", message);
             }
             return Ok(());
         }
@@ -539,12 +541,13 @@ impl Grammar {
         let between = matches!(self.phase, Phase::Record | Phase::Trailing);
         self.phase = Phase::Record;
         if !between {
-            return Err(Error::new(
-                ErrorKind::Malformed,
-                end,
-                "package",
-                "the package ends inside a section",
-            ));
+            let message = match self.current_section() {
+                Some((_, id, section)) => {
+                    format!("the package ends inside section {id:#x} {:?}", section.name())
+                }
+                None => "the package ends inside a section".to_owned(),
+            };
+            return Err(Error::new(ErrorKind::Malformed, end, "package", message));
         }
         match finished {
             true => Ok(()),
@@ -623,17 +626,8 @@ impl Grammar {
         self.ram.blocks.push(Block { name: block.name.0.into(), used_length: length });
         let twice = self.ram.by_name.insert(block.name.0.into(), index).is_some();
         self.phase = self.after_block();
-        if let Some(mapped) = block.mapped {
-            let end = offset + block.wire_len() as u64;
-            let next = mapped.pages_offset.checked_add(length).filter(|next| *next >= end);
-            let Some(next) = next.filter(|_| mapped.bitmap_offset <= mapped.pages_offset) else {
-                let message = format!("mapped-ram offsets of block {:?} point backwards", block.name);
-                return Err(Error::new(ErrorKind::Malformed, offset, DOING, message));
-            };
-            // An ignored block has both offsets 0 and no area (11.0 and later).
-            if next > end {
-                self.phase = Phase::MappedRam { left: next - end };
-            }
+        if let Some(mapped) = &block.mapped {
+            self.admit_mapped(mapped, block, offset)?;
         }
         match twice {
             true => self.refuse(
@@ -644,6 +638,42 @@ impl Grammar {
             ),
             false => Ok(()),
         }
+    }
+
+    /// Bitmap and pages of the block stand between this entry and the next record. Offsets are of the file.
+    fn admit_mapped(&mut self, mapped: &MappedRamHeader, block: &RamBlock<'_>, offset: u64) -> Result<()> {
+        const DOING: &str = "mapped-ram header";
+        let end = offset + block.wire_len() as u64;
+        let at = end - mapped.wire_len() as u64;
+        if (mapped.bitmap_offset, mapped.pages_offset) == (0, 0) {
+            // A block whose pages are not in the file (x-ignore-shared, 11.0 and later).
+            return Ok(());
+        }
+        let next = mapped.pages_offset.checked_add(block.used_length);
+        let ordered = end <= mapped.bitmap_offset && mapped.bitmap_offset <= mapped.pages_offset;
+        let Some(next) = next.filter(|_| ordered) else {
+            let message = format!(
+                "offsets of block {:?} point backwards: entry up to {end:#x}, bitmap at {:#x}, {:#x} bytes of pages at {:#x}",
+                block.name, mapped.bitmap_offset, block.used_length, mapped.pages_offset
+            );
+            return Err(Error::new(ErrorKind::Malformed, at + 12, DOING, message));
+        };
+        if next > end {
+            self.phase = Phase::MappedRam { left: next - end };
+        }
+        if mapped.version > 1 {
+            let message =
+                format!("version {} of block {:?}, the newest known is 1", mapped.version, block.name);
+            return self.refuse(ErrorKind::Unsupported, at, DOING, message);
+        }
+        if !mapped.pages_offset.is_multiple_of(self.ram.page_size) {
+            let message = format!(
+                "pages of block {:?} at {:#x}, which is no multiple of the page size {:#x}",
+                block.name, mapped.pages_offset, self.ram.page_size
+            );
+            return self.refuse(ErrorKind::Malformed, at + 20, DOING, message);
+        }
+        Ok(())
     }
 
     fn admit_page(&mut self, page: &Page<'_>, offset: u64) -> Result<()> {
@@ -660,11 +690,18 @@ impl Grammar {
             };
             return self.refuse(ErrorKind::Malformed, offset, "RAM page", message);
         };
+        if self.ram.fields.mapped {
+            let message = "a page in the stream, but with mapped-ram pages stand elsewhere in the file";
+            return self.refuse(ErrorKind::OutOfOrder, offset, "RAM page", message);
+        }
         let block = &self.ram.blocks[current];
         let at = page.word.offset(self.ram.page_size);
         if at >= block.used_length {
-            let message =
-                format!("offset {at:#x} in block {:?} of {:#x} bytes", Name(&block.name), block.used_length);
+            let message = format!(
+                "offset {at:#x} is past the end of block {:?}, which has {:#x} bytes",
+                Name(&block.name),
+                block.used_length
+            );
             return self.refuse(ErrorKind::Malformed, offset, "RAM page", message);
         }
         match page.body {

@@ -15,6 +15,8 @@ mod event;
 pub mod extent;
 mod grammar;
 mod parser;
+#[cfg(test)]
+mod tests;
 
 pub use emitter::Emitter;
 pub use event::Event;

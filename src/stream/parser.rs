@@ -124,12 +124,18 @@ impl Parser {
             Phase::Footer => "section footer",
             Phase::AfterEof => "EOF",
             Phase::DescriptionText { .. } => "VM description",
+            Phase::Trailing if self.grammar.package_end().is_some() => "package",
             Phase::Trailing => "trailing bytes",
         }
     }
 
     /// The next event by phase; `None` at an end that is allowed.
     fn lex<'a>(&mut self, input: &mut Cursor<'a>, tail: Tail) -> Result<Option<Event<'a>>, Fault> {
+        if input.is_empty() && self.grammar.phase() == Phase::Trailing && self.grammar.package_end().is_some()
+        {
+            // A destination has taken in all of the package before it looks at its first byte.
+            return Err(Fault::More { field: "the package", missing: 1 });
+        }
         match self.grammar.phase() {
             Phase::RamWord => self.ram_word(input).map(Some),
             Phase::RamBlock => {
@@ -245,9 +251,15 @@ impl ChannelParser for Parser {
             Err(Fault::More { field, missing }) => {
                 let at = self.offset + input.len() as u64;
                 let what = if package { "the package" } else { "the stream" };
-                let message = match missing {
-                    0 | 1 => format!("{what} ends here, inside {field}"),
-                    n => format!("{what} ends here, {n} bytes short of {field}"),
+                let message = match (self.grammar.phase(), self.grammar.current_section(), missing) {
+                    (Phase::Payload, Some((_, id, section)), _) if !self.payload.ended => {
+                        format!(
+                            "{what} ends here, and no end of section {id:#x} {:?} was found before",
+                            section.name()
+                        )
+                    }
+                    (_, _, 0 | 1) => format!("{what} ends here, inside {field}"),
+                    (_, _, n) => format!("{what} ends here, {n} bytes short of {field}"),
                 };
                 let kind = if package { ErrorKind::Malformed } else { ErrorKind::Truncated };
                 return Err(Error::new(kind, at, self.doing(), message));

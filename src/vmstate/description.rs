@@ -58,7 +58,7 @@ pub struct Vmsd {
     /// Fields in wire order.
     pub fields: Vec<Field>,
     /// Subsections that were sent, in wire order.
-    pub subsections: Vec<Vmsd>,
+    pub subsections: Vec<Self>,
 }
 
 /// A field.

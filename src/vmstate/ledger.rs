@@ -115,7 +115,11 @@ impl Ledger {
                     described: size,
                 }),
                 None => {
-                    found.push(Disagreement::Undescribed { section, offset: entry.offset, found: entry.size })
+                    found.push(Disagreement::Undescribed {
+                        section,
+                        offset: entry.offset,
+                        found: entry.size,
+                    });
                 }
             }
         }

@@ -237,7 +237,8 @@ impl<'a> RamBlock<'a> {
         let at = input.offset();
         let name = input.str8("RAM block name")?;
         if name.is_empty() {
-            return Err(Cursor::malformed(at, "RAM block list", "a RAM block without a name"));
+            let message = "a RAM block without a name, or the list is shorter than the total in front of it";
+            return Err(Cursor::malformed(at, "RAM block list", message));
         }
         let used_length = input.be64("RAM block length")?;
         let page_size = match fields.page_size && has_page_size(input)? {

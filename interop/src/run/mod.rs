@@ -13,7 +13,7 @@ mod proxy;
 mod snapshot;
 mod standin_dest;
 mod standin_source;
-mod steps;
+pub(crate) mod steps;
 mod template;
 
 use std::collections::VecDeque;

@@ -230,7 +230,7 @@ impl Bench<'_> {
 }
 
 /// Keeps a source from finishing until `query-migrate` shows something.
-pub(super) struct Hold {
+pub(crate) struct Hold {
     field: String,
     at_least: u64,
 }
@@ -257,12 +257,12 @@ fn brake() -> Value {
 }
 
 /// So fast and patient that it ends with the next pass.
-pub(super) fn open() -> Value {
+pub(crate) fn open() -> Value {
     json!({"max-bandwidth": 16u64 << 30, "downtime-limit": 10_000})
 }
 
 /// Follows a migration at its source.
-pub(super) fn follow(vm: &mut Vm, mut hold: Option<Hold>, deadline: Deadline) -> Run<Value> {
+pub(crate) fn follow(vm: &mut Vm, mut hold: Option<Hold>, deadline: Deadline) -> Run<Value> {
     let held = deadline.within(HOLD);
     loop {
         let reply = vm.query_migrate()?;

@@ -1,0 +1,136 @@
+//! The corpus: run on every toolchain, with mutations from a fixed seed; and written anew.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+#[path = "../../tests/common/small.rs"]
+#[expect(dead_code, reason = "shared with tests that break streams in more ways")]
+mod small;
+
+fn corpus(body: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(body)
+}
+
+/// Runs `body` over its corpus, and over `mutations` mutations of it.
+pub(crate) fn over(body: &str, mutations: usize, run: impl Fn(&[u8])) {
+    let mut seeds = read(&corpus(body));
+    assert!(seeds.len() >= 3, "the corpus of {body} has {} files", seeds.len());
+    if ["whole_parse", "reemit", "cut_anywhere", "lenient"].contains(&body) {
+        seeds.extend(read(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../fixtures/bad")));
+    }
+    run(&[]);
+    for (name, seed) in &seeds {
+        println!("{name}");
+        run(seed);
+    }
+    let seeds: Vec<_> = seeds.into_values().filter(|seed| !seed.is_empty()).collect();
+    // Each mutation has its own seed, so that the one that failed can be repeated alone.
+    for number in 0..mutations {
+        let mut random = Random(number as u64 + 1);
+        let mut bytes = seeds[random.below(seeds.len())].clone();
+        for _ in 0..=random.below(3) {
+            mutate(&mut random, &mut bytes, &seeds);
+        }
+        println!("mutation {number}");
+        run(&bytes);
+    }
+}
+
+fn read(directory: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = fs::read_dir(directory).expect("the corpus is there");
+    let files = entries.map(|entry| entry.expect("it can be listed").path()).filter(|path| path.is_file());
+    files
+        .map(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            (name, fs::read(&path).expect("and read"))
+        })
+        .collect()
+}
+
+/// What fuzzers do, in small: numbers that hurt, cut, copied and spliced pieces.
+fn mutate(random: &mut Random, bytes: &mut Vec<u8>, seeds: &[Vec<u8>]) {
+    if bytes.is_empty() {
+        return;
+    }
+    let at = random.below(bytes.len());
+    match random.below(7) {
+        0 => bytes[at] ^= 1 << random.below(8),
+        1 => bytes[at] = [0, 1, 2, 3, 4, 5, 6, 7, 8, 0x7e, 0x7f, 0x80, 0xff][random.below(13)],
+        2 => bytes.truncate(at),
+        3 => {
+            let end = (at + 1 + random.below(16)).min(bytes.len());
+            bytes.drain(at..end);
+        }
+        4 => {
+            let end = (at + 1 + random.below(32)).min(bytes.len());
+            let piece = bytes[at..end].to_vec();
+            bytes.splice(at..at, piece);
+        }
+        5 => {
+            let end = (at + [1, 2, 4, 8][random.below(4)]).min(bytes.len());
+            bytes[at..end].fill([0, 0xff][random.below(2)]);
+        }
+        _ => {
+            let other = &seeds[random.below(seeds.len())];
+            bytes.truncate(at);
+            bytes.extend_from_slice(&other[random.below(other.len())..]);
+        }
+    }
+}
+
+/// SplitMix64.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, limit: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % limit as u64) as usize
+    }
+}
+
+/// Seeds that are made: the hand-made streams, and the bytes of other bodies. Seeds that fuzzing has found stand beside
+/// them under names of their own. `UPDATE=1 cargo test -p migwire-fuzz seeds` writes them.
+fn made() -> Vec<(&'static str, String, Vec<u8>)> {
+    let streams = small::all().into_iter().map(|(name, bytes)| ("whole_parse", format!("{name}.bin"), bytes));
+    let replies: [(&str, &[u8]); 5] = [
+        ("precopy", b"\0\x02\0\x04\0\0\0\x01\0\x01\0\x04\0\0\0\0"),
+        ("switchover-ack", b"\0\x07\0\0\0\x01\0\x04\0\0\0\x01"),
+        (
+            "postcopy",
+            b"\0\x03\0\x10\0\0\0\0\0\0\x10\0\0\0\x10\0\x03ram\0\x04\0\x0c\0\0\0\0\0\0\x20\0\0\0\x10\0\0\x02\0\x04\0\0\0\x42",
+        ),
+        (
+            "recovery",
+            b"\0\x05\0\x04\x03ram\0\0\0\0\0\0\0\x08abcdefgh\x01\x23\x45\x67\x89\xab\xcd\xef\0\x06\0\x04\0\0\0\x01",
+        ),
+        ("odd", b"\0\x09\0\x01?\0\x01\0\0"),
+    ];
+    let deltas: [(&str, &[u8]); 4] = [
+        ("two-runs", b"\x02\x01A\x03\x02BC"),
+        ("long-run", b"\x80\x07\x02xy"),
+        ("first-run-0", b"\0\x01a"),
+        ("overrun", b"\xff\x07\x02ab"),
+    ];
+    let others = [("return_path", &replies[..]), ("xbzrle", &deltas[..])];
+    let others = others.into_iter().flat_map(|(body, seeds)| {
+        seeds.iter().map(move |(name, bytes)| (body, format!("{name}.bin"), bytes.to_vec()))
+    });
+    streams.chain(others).collect()
+}
+
+#[test]
+fn seeds() {
+    let update = std::env::var_os("UPDATE").is_some();
+    for (body, name, bytes) in made() {
+        let path = corpus(body).join(&name);
+        if update {
+            fs::create_dir_all(corpus(body)).expect("a directory can be made");
+            fs::write(&path, &bytes).expect("a seed can be written");
+        }
+        let found = fs::read(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+        assert!(found == bytes, "{} is stale; run with UPDATE=1", path.display());
+    }
+}

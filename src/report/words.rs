@@ -1,0 +1,179 @@
+//! Events in words, for dumps and summaries.
+
+use crate::postcopy::Reply;
+use crate::stream::{Event, Grammar};
+use crate::wire::{
+    Command, ConfigurationSubsection, Message, Name, Page, PageBody, PageWord, RamBlock, RamFlags,
+    SectionHead,
+};
+
+/// What an event says. `grammar` is the state behind it.
+pub(super) fn event(event: &Event<'_>, grammar: &Grammar) -> String {
+    match event {
+        Event::Header(header) => format!("file header, version {}", header.version),
+        Event::Configuration(configuration) => format!("configuration, machine {:?}", configuration.machine),
+        Event::ConfigurationSubsection(sub) => subsection(sub),
+        Event::Section(head) => section(head, grammar),
+        Event::RamWord(word) => ram_word(*word, grammar),
+        Event::RamBlock(block) => ram_block(block),
+        Event::MappedRam(_) => match grammar.blocks().last() {
+            Some(block) => format!("bitmap, holes and pages of {:?}", Name(&block.name)),
+            None => "mapped-ram area".to_owned(),
+        },
+        Event::Page(page) => format!(
+            "{} page {:#x} of {}",
+            page_kind(page),
+            page.word.offset(grammar.page_size()),
+            current_block(grammar)
+        ),
+        Event::Payload(_) => match grammar.current_section() {
+            Some((_, _, section)) => format!("payload of {:?} {}", section.name(), section.instance_id),
+            None => "payload".to_owned(),
+        },
+        Event::Footer(footer) => format!("footer of section {}", footer.section_id),
+        Event::Command(sent) => command(sent),
+        Event::Eof if grammar.package_end().is_some() => "EOF of the package".to_owned(),
+        Event::Eof => "EOF".to_owned(),
+        Event::Description(head) => format!("VM description of {} bytes", head.length),
+        Event::DescriptionText(_) => "text of the VM description".to_owned(),
+        Event::Trailing(_) => "trailing bytes, which nobody reads".to_owned(),
+    }
+}
+
+/// What a page is, in a word.
+pub(super) fn page_kind(page: &Page<'_>) -> &'static str {
+    match page.body {
+        PageBody::Zero(0) => "zero",
+        PageBody::Zero(_) => "filled",
+        PageBody::Raw(_) => "raw",
+        PageBody::Xbzrle { .. } => "xbzrle",
+        PageBody::Compressed(_) => "compressed",
+    }
+}
+
+/// Name of the block that the last page belongs to.
+pub(super) fn current_block(grammar: &Grammar) -> String {
+    match grammar.current_block().and_then(|index| grammar.blocks().get(index)) {
+        Some(block) => format!("{:?}", Name(&block.name)),
+        None => "an unknown block".to_owned(),
+    }
+}
+
+/// What a command says.
+pub(super) fn command(command: &Command<'_>) -> String {
+    let code = command.code();
+    match command {
+        Command::Ping(value) => format!("{code} {value:#x}"),
+        Command::PostcopyAdvise(Some(advise)) => {
+            format!(
+                "{code}, target pages of {} bytes, block pages {:#x}",
+                advise.target_page_size, advise.page_size_summary
+            )
+        }
+        Command::PostcopyAdvise(None) => format!("{code} without page sizes"),
+        Command::PostcopyRamDiscard(discard) => {
+            let total = discard.ranges.iter().fold(0u64, |sum, range| sum.saturating_add(range.length));
+            format!("{code}, {} ranges with {total} bytes of {:?}", discard.ranges.len(), discard.block)
+        }
+        Command::Packaged { size } => format!("{code}, {size} bytes follow"),
+        Command::RecvBitmap { block } => format!("{code} of {block:?}"),
+        Command::Other { payload, .. } => format!("{code} with {} bytes of payload", payload.len()),
+        Command::OpenReturnPath
+        | Command::PostcopyListen
+        | Command::PostcopyRun
+        | Command::EnableColo
+        | Command::PostcopyResume
+        | Command::SwitchoverStart => code.to_string(),
+    }
+}
+
+/// What a reply on the return path says.
+pub(super) fn reply(reply: &Reply<'_>) -> String {
+    match reply {
+        Reply::Message(message) => self::message(message),
+        Reply::Bitmap(head) => format!("bitmap of {} bytes", head.size),
+        Reply::BitmapBits(_) => "bits of the bitmap".to_owned(),
+        Reply::BitmapEnd(_) => "end of the bitmap".to_owned(),
+    }
+}
+
+fn message(message: &Message<'_>) -> String {
+    let kind = message.kind();
+    match message {
+        Message::Shut(status) => format!("{kind} {status}"),
+        Message::Pong(value) | Message::ResumeAck(value) => format!("{kind} {value:#x}"),
+        Message::ReqPagesId { start, length, block } => {
+            format!("{kind} {length} bytes at {start:#x} of {block:?}")
+        }
+        Message::ReqPages { start, length } => format!("{kind} {length} bytes at {start:#x}"),
+        Message::RecvBitmap { block } => format!("{kind} of {block:?}"),
+        Message::SwitchoverAck => kind.to_string(),
+        Message::Other { payload, .. } => format!("{kind} with {} bytes of payload", payload.len()),
+    }
+}
+
+/// A UUID as people write it.
+pub(super) fn uuid(bytes: &[u8; 16]) -> String {
+    let mut text = String::with_capacity(36);
+    for (index, byte) in bytes.iter().enumerate() {
+        if matches!(index, 4 | 6 | 8 | 10) {
+            text.push('-');
+        }
+        text += &format!("{byte:02x}");
+    }
+    text
+}
+
+fn subsection(sub: &ConfigurationSubsection<'_>) -> String {
+    match sub {
+        ConfigurationSubsection::TargetPageBits { bits, .. } => format!("{}, {bits}", sub.name()),
+        ConfigurationSubsection::Capabilities { names, .. } => format!("{}, {names:?}", sub.name()),
+        ConfigurationSubsection::Uuid { uuid: bytes, .. } => format!("{}, {}", sub.name(), uuid(bytes)),
+    }
+}
+
+fn section(head: &SectionHead<'_>, grammar: &Grammar) -> String {
+    let (kind, id) = (head.kind, head.section_id);
+    match (head.identity, grammar.section(id)) {
+        (Some(identity), _) => format!(
+            "{kind} of section {id}, {:?} {} version {}",
+            identity.idstr, identity.instance_id, identity.version_id
+        ),
+        (None, Some(section)) => format!("{kind} of section {id}, {:?}", section.name()),
+        (None, None) => format!("{kind} of section {id}"),
+    }
+}
+
+fn ram_word(word: PageWord, grammar: &Grammar) -> String {
+    let page_size = grammar.page_size();
+    match word.flags(page_size) {
+        RamFlags::MEM_SIZE => format!("MEM_SIZE, blocks of {} bytes in total", word.offset(page_size)),
+        RamFlags::EOS => "EOS, end of this part of RAM".to_owned(),
+        flags => flags.to_string(),
+    }
+}
+
+fn ram_block(block: &RamBlock<'_>) -> String {
+    let mut text = format!("block {:?} of {} bytes", block.name, block.used_length);
+    if let Some(size) = block.page_size {
+        text += &format!(", on pages of {size} bytes");
+    }
+    if let Some(gpa) = block.gpa {
+        text += &format!(", at guest address {gpa:#x}");
+    }
+    if let Some(mapped) = block.mapped {
+        text += &format!(", bitmap at {:#x}, pages at {:#x}", mapped.bitmap_offset, mapped.pages_offset);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uuid_has_its_dashes() {
+        let bytes = std::array::from_fn(|i| i as u8 * 17);
+        assert_eq!(uuid(&bytes), "00112233-4455-6677-8899-aabbccddeeff");
+    }
+}
