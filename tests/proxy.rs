@@ -1,6 +1,6 @@
 //! The recording proxy between peers that behave, and between such that do not.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking, helpers included")]
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, helpers included")]
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};

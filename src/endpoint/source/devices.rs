@@ -157,6 +157,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg(feature = "json")]
     fn both_styles_are_json() {
         for release in ["5.2", "7.2", "8.2", "11.1"] {
             let (_, text) = of(release);

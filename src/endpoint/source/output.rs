@@ -184,6 +184,8 @@ impl<'a> Output<'a> {
     /// Hands everything to the system.
     pub(super) fn flush(&mut self) -> Result<()> {
         let mut done = 0;
+        // The time that it took to fill the buffer was not the destination's.
+        self.pace.note_record();
         while done < self.used {
             if let Some(replies) = &mut self.replies {
                 replies.poll()?;
@@ -217,6 +219,7 @@ impl<'a> Output<'a> {
         let patience = self.pace.patience().unwrap_or_default();
         match replies.wait(patience)? {
             Some(status) => Ok(status),
+            None if self.pace.is_overdue() => Err(self.late()),
             None => {
                 let message = "everything was sent, but the destination does not say that it is done (SHUT)";
                 Err(Error::new(ErrorKind::Timeout, self.sent, "waiting for the destination", message))
