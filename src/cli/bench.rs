@@ -154,7 +154,7 @@ impl Bench {
                 Conditions { size: self.size.unwrap_or(usual), runs: self.runs, dir: self.dir.clone() };
             let result = (measurement.measure)(&conditions)?;
             if !self.json {
-                println!("{}", line(measurement.name, &result));
+                output::print_line(&line(measurement.name, &result))?;
             }
             found.push(object(measurement.name, &conditions, &result));
         }
