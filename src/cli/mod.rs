@@ -3,10 +3,12 @@
 //! Exit codes: 0 ok, 1 a negative finding (a peer failed, bytes differ, an error in a stream), 2 usage, 3 environment.
 //! A reader that closes our standard output early is no error.
 
+mod bench;
 mod dump;
 mod given;
 mod inspect;
 mod output;
+mod record;
 mod recv;
 mod send;
 mod verify;
@@ -35,6 +37,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Verb {
+    Bench(bench::Bench),
+    Record(record::Record),
     Recv(recv::Recv),
     Verify(verify::Verify),
     Send(send::Send),
@@ -46,6 +50,8 @@ enum Verb {
 pub(crate) fn run() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome: anyhow::Result<Verdict> = match arguments.verb {
+        Verb::Bench(bench) => bench.run(),
+        Verb::Record(record) => record.run(),
         Verb::Recv(recv) => recv.run(),
         Verb::Verify(verb) => verb.run(),
         Verb::Send(send) => send.run(),

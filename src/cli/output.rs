@@ -17,6 +17,12 @@ pub(crate) fn print_json(value: &Value) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Prints one line of the verb's answer.
+pub(crate) fn print_line(line: &str) -> anyhow::Result<()> {
+    writeln!(io::stdout(), "{line}")?;
+    Ok(())
+}
+
 /// An error as data.
 pub(crate) fn error_json(error: &Error) -> Value {
     json!({

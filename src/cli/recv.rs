@@ -121,7 +121,7 @@ impl Recv {
                 let digest = block
                     .digest()
                     .map_or_else(|| "unknown (deltas without --ram-out)".to_owned(), ToString::to_string);
-                println!("{digest}  {:>12}  {}", block.length(), block.name());
+                output::print_line(&format!("{digest}  {:>12}  {}", block.length(), block.name()))?;
             }
         }
         for complaint in &arrival.complaints {

@@ -173,7 +173,7 @@ impl Send {
         }
         for block in departure.memory.blocks() {
             if let Some(digest) = block.digest() {
-                println!("{digest}  {:>12}  {}", block.length(), block.name());
+                output::print_line(&format!("{digest}  {:>12}  {}", block.length(), block.name()))?;
             }
         }
         if let Some(error) = &departure.error {

@@ -4,12 +4,15 @@
 //! stock source -> Destination: Connection -> Feed -> Parser -> Event -> guest::Memory
 //!                                   ^---- PONG, SHUT ----'
 //! Source: Template, images -> Event -> Emitter -> Connection -> stock destination
+//! Proxy: source <-> Connection <-> Connection <-> destination, and a recording of it
 //! ```
 
 mod destination;
 mod pace;
+mod proxy;
 mod source;
 
 pub use destination::{Acknowledge, Arrival, Destination, Progress};
 pub use pace::Limits;
+pub use proxy::{Passage, Passed, Proxy};
 pub use source::{Blank, Departure, RunState, Source, Template};

@@ -1,17 +1,15 @@
 //! What a RAM block holds: pages of the template, of an image, or of a pattern.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt as _;
+use std::io::IoSliceMut;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{SeekFrom, seek};
+use rustix::io::{Errno, preadv};
 
 use super::output::Output;
 use crate::error::{Error, ErrorKind, Result};
-use crate::guest::{Pattern, file_name, is_zero};
-
-/// Bytes of an image that are read at once; together with the output's buffer they fit the second-level cache.
-const PIECE: usize = 128 << 10;
+use crate::guest::{Pattern, file_name};
 
 /// Where the pages of a block come from.
 #[derive(Debug)]
@@ -55,7 +53,7 @@ impl Image {
         // A file system that knows no holes says that everything is data.
         match seek(&self.file, SeekFrom::Data(at)) {
             Ok(start) => (start, seek(&self.file, SeekFrom::Hole(start)).unwrap_or(length)),
-            Err(rustix::io::Errno::NXIO) => (length, length),
+            Err(Errno::NXIO) => (length, length),
             Err(_) => (at, length),
         }
     }
@@ -90,35 +88,49 @@ impl Whole {
 
 impl Image {
     fn send(&self, block: &Whole, out: &mut Output<'_>) -> Result<()> {
-        let size = block.page_size as usize;
-        let mut piece = vec![0; PIECE.max(size)];
+        let size = block.page_size;
         let (mut at, mut hole) = (0, 0);
         while at < block.length {
             if at >= hole {
                 let (start, end) = self.data(at, block.length);
-                let start = start & !(block.page_size - 1);
+                let start = start & !(size - 1);
                 block.offsets(at..start).try_for_each(|offset| out.zero_page(block.index, offset))?;
-                (at, hole) = (at.max(start), end);
-                if at >= block.length {
-                    break;
-                }
+                (at, hole) = (at.max(start), end.next_multiple_of(size));
+                continue;
             }
-            let end = hole.next_multiple_of(block.page_size).min(block.length);
-            let count = piece.len().min(usize::try_from(end - at).unwrap_or(usize::MAX));
-            let bytes = &mut piece[..count];
-            let read = self.file.read_exact_at(bytes, at);
-            read.map_err(|e| Error::io("reading a RAM image", self.path.display().to_string(), e))?;
-            for (page, offset) in bytes.chunks(size).zip(block.offsets(at..block.length)) {
-                match is_zero(page) {
-                    true => out.zero_page(block.index, offset)?,
-                    // Only the last page of a block of odd length is short.
-                    false => out.page(block.index, offset, |place| {
-                        place[..page.len()].copy_from_slice(page);
-                        place[page.len()..].fill(0);
-                    })?,
+            let whole = (hole.min(block.length) - at) / size;
+            at += match whole {
+                // Only the last page of a block of odd length is short.
+                0 => self.send_short(at, block, out)?,
+                _ => size * out.pages(block.index, at, whole, |pages| self.read(at, pages))?,
+            };
+        }
+        Ok(())
+    }
+
+    fn send_short(&self, at: u64, block: &Whole, out: &mut Output<'_>) -> Result<u64> {
+        let mut rest = vec![0; (block.length - at) as usize];
+        self.read(at, &mut [IoSliceMut::new(&mut rest)])?;
+        out.page(block.index, at, |page| {
+            page[..rest.len()].copy_from_slice(&rest);
+            page[rest.len()..].fill(0);
+        })?;
+        Ok(rest.len() as u64)
+    }
+
+    /// Fills all of `parts` from `at` on.
+    fn read(&self, mut at: u64, mut parts: &mut [IoSliceMut<'_>]) -> Result<()> {
+        let failed = |e| Error::io("reading a RAM image", self.path.display().to_string(), e);
+        while !parts.is_empty() {
+            match preadv(&self.file, parts, at) {
+                Ok(0) => return Err(failed(std::io::ErrorKind::UnexpectedEof.into())),
+                Ok(count) => {
+                    at += count as u64;
+                    IoSliceMut::advance_slices(&mut parts, count);
                 }
+                Err(Errno::INTR) => {}
+                Err(e) => return Err(failed(e.into())),
             }
-            at += count as u64;
         }
         Ok(())
     }

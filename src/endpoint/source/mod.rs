@@ -338,7 +338,7 @@ impl Sending<'_> {
         Departure {
             machine: source.template.machine().map(str::to_owned),
             bytes: out.sent,
-            pages: out.pages,
+            pages: out.page_count,
             zero_pages: out.zero_pages,
             return_path,
             pong: replies.as_ref().is_some_and(Replies::has_pong),

@@ -2,11 +2,11 @@
 //!
 //! ```text
 //! event --> Emitter::strict --> buffer --> connection (--> tap)
-//! page  --filled in place---------^
+//! page  --made in place-----------^
 //! ```
 //! A page is made where it leaves from: at these speeds each copy of it costs a tenth of the throughput.
 
-use std::io::{self, Write as _};
+use std::io::{self, IoSliceMut, Write as _};
 use std::time::{Duration, Instant};
 
 use super::replies::{self, Replies};
@@ -48,7 +48,7 @@ pub(super) struct Output<'a> {
     page_size: usize,
     /// The block that the last page belonged to; CONTINUE refers to it, across sections too.
     block: Option<usize>,
-    pub(super) pages: u64,
+    pub(super) page_count: u64,
     pub(super) zero_pages: u64,
     pub(super) round: u64,
     watch: &'a mut dyn FnMut(&Progress),
@@ -77,7 +77,7 @@ impl<'a> Output<'a> {
             blocks,
             page_size: page_size as usize,
             block: None,
-            pages: 0,
+            page_count: 0,
             zero_pages: 0,
             round: 0,
             watch,
@@ -101,7 +101,7 @@ impl<'a> Output<'a> {
         let (block, continues) = self.name(index);
         let flags = RamFlags(page.word.flags(size).action().0 | continues.0);
         let word = PageWord::new(page.word.offset(size), flags);
-        self.pages += 1;
+        self.page_count += 1;
         self.zero_pages += u64::from(matches!(page.body, PageBody::Zero(_)));
         self.emit(&Event::Page(Page { word, block, body: page.body }))
     }
@@ -110,35 +110,75 @@ impl<'a> Output<'a> {
     pub(super) fn zero_page(&mut self, index: usize, offset: u64) -> Result<()> {
         let (block, continues) = self.name(index);
         let word = PageWord::new(offset, RamFlags::ZERO | continues);
-        self.pages += 1;
+        self.page_count += 1;
         self.zero_pages += 1;
         self.emit(&Event::Page(Page { word, block, body: PageBody::Zero(0) }))
     }
 
     /// Writes the page that `fill` makes.
     pub(super) fn page(&mut self, index: usize, offset: u64, fill: impl FnOnce(&mut [u8])) -> Result<()> {
-        let before = self.block;
-        let (block, continues) = self.name(index);
-        let head = PageWord::LEN + block.map_or(0, |name| 1 + name.0.len());
-        self.make_room((head + self.page_size) as u64)?;
-        let (head, rest) = self.buffer[self.used..].split_at_mut(head);
-        let page = &mut rest[..self.page_size];
-        fill(page);
-        if is_zero(page) {
-            self.block = before;
+        self.make_room((self.head_len(index) + self.page_size) as u64)?;
+        let place = self.used + self.head_len(index);
+        fill(&mut self.buffer[place..][..self.page_size]);
+        self.settle(index, offset, place)
+    }
+
+    /// Writes at most `wanted` pages from `offset` on that `read` gets all at once. Returns how many.
+    ///
+    /// They are read to where they will be if none of them is zero; those behind a zero page are moved up.
+    pub(super) fn pages(
+        &mut self,
+        index: usize,
+        offset: u64,
+        wanted: u64,
+        read: impl FnOnce(&mut [IoSliceMut<'_>]) -> Result<()>,
+    ) -> Result<u64> {
+        let stride = self.page_size + PageWord::LEN;
+        if self.used + ROOM > BUFFER {
+            self.flush()?;
+        }
+        let first = self.used + self.head_len(index);
+        let count = ((BUFFER - first) / stride).min(usize::try_from(wanted).unwrap_or(usize::MAX));
+        let places = self.buffer[first..].chunks_mut(stride).take(count);
+        let mut pages: Vec<_> = places.map(|place| IoSliceMut::new(&mut place[..self.page_size])).collect();
+        read(&mut pages)?;
+        for i in 0..count {
+            self.settle(index, offset + (i * self.page_size) as u64, first + i * stride)?;
+        }
+        Ok(count as u64)
+    }
+
+    /// Writes the page that stands at `place` of the buffer, at or behind where it belongs.
+    fn settle(&mut self, index: usize, offset: u64, place: usize) -> Result<()> {
+        let page = place..place + self.page_size;
+        if is_zero(&self.buffer[page.clone()]) {
             return self.zero_page(index, offset);
         }
-        let page = &*page;
+        let head = self.head_len(index);
+        if self.used + head != place {
+            self.buffer.copy_within(page, self.used + head);
+        }
+        let (block, continues) = self.name(index);
+        let (head, rest) = self.buffer[self.used..].split_at_mut(head);
+        let page = &rest[..self.page_size];
         let word = PageWord::new(offset, RamFlags::PAGE | continues);
         let event = Event::Page(Page { word, block, body: PageBody::Raw(Bulk::Bytes(page)) });
         let at = self.emitter.offset();
         self.emitter.emit(&event, &mut InPlace { head, used: 0, page })?;
-        self.pages += 1;
+        self.page_count += 1;
         if let Some(grammar) = self.emitter.grammar() {
             self.copy.handle(&event, grammar, at)?;
         }
         self.used += event.wire_len() as usize;
         Ok(())
+    }
+
+    /// Bytes in front of the next page, if it belongs to block `index`.
+    fn head_len(&self, index: usize) -> usize {
+        match self.block == Some(index) {
+            true => PageWord::LEN,
+            false => PageWord::LEN + 1 + self.blocks[index].name.len(),
+        }
     }
 
     /// Hands everything to the system.
@@ -225,7 +265,7 @@ impl<'a> Output<'a> {
     fn tell(&mut self) {
         if self.watched.elapsed() >= WATCH_INTERVAL {
             self.watched = Instant::now();
-            let (bytes, pages, iterations) = (self.sent, self.pages, self.round);
+            let (bytes, pages, iterations) = (self.sent, self.page_count, self.round);
             (self.watch)(&Progress { bytes, pages, iterations, elapsed: self.pace.elapsed() });
         }
     }

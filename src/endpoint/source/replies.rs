@@ -149,7 +149,10 @@ impl Replies {
             Heard::Other => {}
             Heard::Over(ended) => {
                 self.is_over = true;
-                ended?;
+                match ended {
+                    Err(e) if e.kind() == ErrorKind::Io => return Err(broken_off(&e)),
+                    other => other?,
+                }
                 if self.status.is_none() {
                     return Err(silent());
                 }
@@ -198,6 +201,13 @@ fn listen(
         })
         .map_err(|e| e.on(ChannelId::ReturnPath))?;
     Ok(parser.shut())
+}
+
+fn broken_off(e: &Error) -> Error {
+    let reason = std::error::Error::source(e).map_or_else(String::new, |source| format!(" ({source})"));
+    let message =
+        format!("the destination broke off the connection and did not say that it has finished{reason}");
+    Error::nowhere(ErrorKind::Peer, DOING, message).on(ChannelId::ReturnPath)
 }
 
 fn silent() -> Error {

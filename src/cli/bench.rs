@@ -1,0 +1,192 @@
+//! `migwire bench`: how fast this build is on this machine, against a plain writer and reader on the same machine.
+//!
+//! ```text
+//! send     Source --loopback--> reader that discards        against  writer --loopback--> reader that discards
+//! recv     writer of a ready-made stream --loopback--> Destination    against the same
+//! record   writer --> Proxy --> reader                      against  a proxy that only copies
+//! verify, inspect                                           the verbs over a file in the page cache
+//! memory                                                    peak of a verb over a stream of many gigabytes
+//! ```
+//! Absolute figures say more about the machine than about the program, so each is measured next to its yardstick, in turns, and
+//! the median of the ratios counts.
+
+mod memory;
+mod stream;
+mod wire;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+
+use super::Verdict;
+use super::output;
+use super::send::parse_size;
+
+/// Measure throughput and memory
+#[derive(Debug, Args)]
+pub(crate) struct Bench {
+    /// What to measure
+    #[arg(value_enum)]
+    what: What,
+
+    /// Bytes of guest memory a run [default: 2G; 16G for memory]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    size: Option<u64>,
+
+    /// Runs of each kind
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+    runs: u32,
+
+    /// Where files are put for as long as it takes; should be in memory
+    #[arg(long, value_name = "DIR", default_value = "/dev/shm")]
+    dir: PathBuf,
+
+    /// Answer in JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum What {
+    Send,
+    Recv,
+    Record,
+    Verify,
+    Inspect,
+    Memory,
+    All,
+}
+
+/// What a measurement found.
+enum Found {
+    /// Throughput, bytes a second, and that of the yardstick if there is one.
+    Rate { ours: f64, plain: Option<f64> },
+    /// Peak of resident memory, bytes.
+    Peak(u64),
+    /// This build cannot be measured in that way.
+    Skipped(String),
+}
+
+/// A measurement.
+struct Measurement {
+    kind: What,
+    name: &'static str,
+    measure: fn(&Conditions) -> anyhow::Result<Found>,
+}
+
+/// Everything there is to measure: one line each.
+const MEASUREMENTS: &[Measurement] = &[
+    Measurement { kind: What::Send, name: "send", measure: wire::send_pattern },
+    Measurement { kind: What::Send, name: "send, images", measure: wire::send_images },
+    Measurement { kind: What::Recv, name: "recv", measure: wire::recv },
+    Measurement { kind: What::Record, name: "record", measure: wire::record },
+    Measurement { kind: What::Record, name: "record, without recording", measure: wire::forward },
+    Measurement { kind: What::Verify, name: "verify", measure: |c| stream::verb("verify", c) },
+    Measurement { kind: What::Inspect, name: "inspect", measure: |c| stream::verb("inspect", c) },
+    Measurement { kind: What::Memory, name: "memory of send", measure: memory::send },
+    Measurement {
+        kind: What::Memory,
+        name: "memory of recv",
+        measure: |c| memory::reading(&["recv", "-"], c),
+    },
+    Measurement {
+        kind: What::Memory,
+        name: "memory of recv --digest",
+        measure: |c| memory::reading(&["recv", "-", "--digest"], c),
+    },
+    Measurement {
+        kind: What::Memory,
+        name: "memory of verify",
+        measure: |c| memory::reading(&["verify", "-"], c),
+    },
+    Measurement {
+        kind: What::Memory,
+        name: "memory of inspect",
+        measure: |c| memory::reading(&["inspect", "-"], c),
+    },
+];
+
+/// How to measure.
+struct Conditions {
+    size: u64,
+    runs: u32,
+    dir: PathBuf,
+}
+
+impl Conditions {
+    /// Runs both in turns; the rates of the run whose ratio is the median.
+    fn compare(
+        &self,
+        mut ours: impl FnMut() -> anyhow::Result<Rate>,
+        mut plain: impl FnMut() -> anyhow::Result<Rate>,
+    ) -> anyhow::Result<Found> {
+        let mut pairs = Vec::new();
+        for _ in 0..self.runs {
+            let yardstick = plain()?.per_second();
+            pairs.push((ours()?.per_second(), yardstick));
+        }
+        pairs.sort_by(|a, b| (a.0 / a.1).total_cmp(&(b.0 / b.1)));
+        let (ours, plain) = pairs[pairs.len() / 2];
+        Ok(Found::Rate { ours, plain: Some(plain) })
+    }
+}
+
+/// Bytes in a time.
+struct Rate {
+    bytes: u64,
+    elapsed: Duration,
+}
+
+impl Rate {
+    fn per_second(&self) -> f64 {
+        self.bytes as f64 / self.elapsed.as_secs_f64().max(1e-9)
+    }
+}
+
+impl Bench {
+    pub(crate) fn run(self) -> anyhow::Result<Verdict> {
+        let mut found = Vec::new();
+        for measurement in MEASUREMENTS.iter().filter(|m| self.what == m.kind || self.what == What::All) {
+            let usual = if measurement.kind == What::Memory { 16 << 30 } else { 2 << 30 };
+            let conditions =
+                Conditions { size: self.size.unwrap_or(usual), runs: self.runs, dir: self.dir.clone() };
+            let result = (measurement.measure)(&conditions)?;
+            if !self.json {
+                output::print_line(&line(measurement.name, &result))?;
+            }
+            found.push(object(measurement.name, &conditions, &result));
+        }
+        if self.json {
+            output::print_json(&json!({ "measurements": found }))?;
+        }
+        Ok(Verdict::Good)
+    }
+}
+
+fn line(name: &str, found: &Found) -> String {
+    match found {
+        Found::Rate { ours, plain: Some(plain) } => {
+            let (ours, plain, ratio) = (ours / 1e9, plain / 1e9, ours / plain);
+            format!("{name:<28} {ours:6.2} GB/s, plain {plain:6.2} GB/s, ratio {ratio:.2}")
+        }
+        Found::Rate { ours, plain: None } => format!("{name:<28} {:6.2} GB/s", ours / 1e9),
+        Found::Peak(bytes) => format!("{name:<28} {}", output::bytes(*bytes)),
+        Found::Skipped(why) => format!("{name:<28} skipped: {why}"),
+    }
+}
+
+fn object(name: &str, conditions: &Conditions, found: &Found) -> Value {
+    let mut value = json!({ "name": name, "size": conditions.size });
+    match found {
+        Found::Rate { ours, plain } => {
+            value["bytes_per_second"] = json!(ours);
+            value["plain_bytes_per_second"] = json!(plain);
+            value["ratio"] = json!(plain.map(|plain| ours / plain));
+        }
+        Found::Peak(bytes) => value["peak_bytes"] = json!(bytes),
+        Found::Skipped(why) => value["skipped"] = json!(why),
+    }
+    value
+}

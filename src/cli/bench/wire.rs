@@ -1,0 +1,186 @@
+//! Stand-ins and proxy over loopback, against plain threads that do the same without knowing what they move.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write as _};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use migwire::capture::{Recorder, RecorderOptions};
+use migwire::endpoint::{Blank, Destination, Proxy, Source, Template};
+use migwire::guest::Pattern;
+use migwire::transport::{self, Address, Listener};
+
+use super::stream::{CHUNK, Ready, Scratch, discard};
+use super::{Conditions, Found, Rate};
+
+/// Nothing here takes that long, unless something is wrong.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub(super) fn send_pattern(conditions: &Conditions) -> anyhow::Result<Found> {
+    let source = || Source::new(machine(conditions)?).with_pattern(None, Pattern::Byte(0x5a));
+    conditions.compare(|| send(source()?), || plain(conditions.size))
+}
+
+pub(super) fn send_images(conditions: &Conditions) -> anyhow::Result<Found> {
+    let scratch = Scratch::new(conditions)?;
+    let path = scratch.path().join("ram.ram");
+    let mut image = BufWriter::with_capacity(CHUNK, File::create(&path)?);
+    let mut page = [0; 4096];
+    for offset in (0..conditions.size).step_by(page.len()) {
+        Pattern::Count.fill(offset, &mut page);
+        image.write_all(&page)?;
+    }
+    image.flush()?;
+    let source = || Source::new(machine(conditions)?).with_images(scratch.path());
+    // Reading the file costs as much as sending it, so the plain writer does so, too.
+    conditions.compare(|| send(source()?), || between(|to| copy(File::open(&path)?, TcpStream::connect(to)?)))
+}
+
+pub(super) fn recv(conditions: &Conditions) -> anyhow::Result<Found> {
+    let ready = Ready::new(conditions.size)?;
+    let ours = || {
+        let listener = Listener::bind(&loopback(0))?;
+        let to = peer(listener.local_address());
+        thread::scope(|scope| {
+            let writer = scope.spawn(|| ready.write(TcpStream::connect(to)?));
+            let connection =
+                listener.accept(Some(PATIENCE))?.ok_or_else(|| anyhow::anyhow!("nobody connected"))?;
+            let begin = Instant::now();
+            let arrival = Destination::new().receive(connection, |_| {});
+            let elapsed = begin.elapsed();
+            joined(writer)?;
+            arrival.error.map_or(Ok(()), Err)?;
+            Ok(Rate { bytes: arrival.bytes, elapsed })
+        })
+    };
+    conditions.compare(ours, || plain(ready.len()))
+}
+
+pub(super) fn record(conditions: &Conditions) -> anyhow::Result<Found> {
+    let scratch = Scratch::new(conditions)?;
+    let ours = || {
+        let recorder = Recorder::create(&scratch.path().join("capture.pcapng"), RecorderOptions::default())?;
+        let rate = proxied(conditions.size, |proxy| proxy.with_recorder(recorder.clone()))?;
+        recorder.finish()?;
+        Ok(rate)
+    };
+    conditions.compare(ours, || copied(conditions.size))
+}
+
+pub(super) fn forward(conditions: &Conditions) -> anyhow::Result<Found> {
+    conditions.compare(|| proxied(conditions.size, |proxy| proxy), || copied(conditions.size))
+}
+
+fn machine(conditions: &Conditions) -> migwire::Result<Template> {
+    Template::blank(&Blank::new("none", "ram", conditions.size))
+}
+
+fn send(source: Source) -> anyhow::Result<Rate> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let port = listener.local_addr()?.port();
+    thread::scope(|scope| {
+        let reader = scope.spawn(move || discard(listener.accept()?.0));
+        let connection = transport::connect(&loopback(port), PATIENCE)?;
+        let begin = Instant::now();
+        let departure = source.with_return_path(false).send(connection, |_| {});
+        departure.error.map_or(Ok(()), Err)?;
+        let bytes = joined(reader)?;
+        Ok(Rate { bytes, elapsed: begin.elapsed() })
+    })
+}
+
+/// A writer and a reader, and nothing between them.
+fn plain(size: u64) -> anyhow::Result<Rate> {
+    between(|to| pour(size, to))
+}
+
+/// A writer of any kind, and a reader.
+fn between(write: impl FnOnce(SocketAddr) -> io::Result<()>) -> anyhow::Result<Rate> {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let to = listener.local_addr()?;
+    thread::scope(|scope| {
+        let reader = scope.spawn(move || discard(listener.accept()?.0));
+        let begin = Instant::now();
+        write(to)?;
+        Ok(Rate { bytes: joined(reader)?, elapsed: begin.elapsed() })
+    })
+}
+
+/// A writer, our proxy, and a reader.
+fn proxied(size: u64, with: impl FnOnce(Proxy) -> Proxy) -> anyhow::Result<Rate> {
+    let target = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let listener = Listener::bind(&loopback(0))?;
+    let proxy = with(Proxy::new(loopback(target.local_addr()?.port())));
+    let to = peer(listener.local_address());
+    thread::scope(|scope| {
+        let reader = scope.spawn(move || {
+            let bytes = discard(target.accept()?.0)?;
+            Ok((bytes, Instant::now()))
+        });
+        let begin = Instant::now();
+        let writer = scope.spawn(move || pour(size, to));
+        let passage = proxy.run(&listener, |_| {});
+        passage.error.map_or(Ok(()), Err)?;
+        joined(writer)?;
+        // The proxy takes a moment to be sure that nobody else will come.
+        let (bytes, end) = joined(reader)?;
+        Ok(Rate { bytes, elapsed: end - begin })
+    })
+}
+
+/// A writer, a proxy that only copies, and a reader.
+fn copied(size: u64) -> anyhow::Result<Rate> {
+    let target = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let (to, through) = (target.local_addr()?, listener.local_addr()?);
+    thread::scope(|scope| {
+        let reader = scope.spawn(move || discard(target.accept()?.0));
+        let copier = scope.spawn(move || copy(listener.accept()?.0, TcpStream::connect(to)?));
+        let begin = Instant::now();
+        pour(size, through)?;
+        let bytes = joined(reader)?;
+        let elapsed = begin.elapsed();
+        joined(copier)?;
+        Ok(Rate { bytes, elapsed })
+    })
+}
+
+/// What a program does that knows nothing better.
+fn copy(mut from: impl io::Read, mut to: TcpStream) -> io::Result<()> {
+    let mut buffer = vec![0; CHUNK];
+    loop {
+        match from.read(&mut buffer)? {
+            0 => return Ok(()),
+            count => to.write_all(&buffer[..count])?,
+        }
+    }
+}
+
+fn pour(size: u64, to: SocketAddr) -> io::Result<()> {
+    let mut stream = TcpStream::connect(to)?;
+    let buffer = vec![0x5a; CHUNK];
+    let mut left = size;
+    while left > 0 {
+        let count = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        stream.write_all(&buffer[..count])?;
+        left -= count as u64;
+    }
+    stream.shutdown(Shutdown::Write)
+}
+
+fn loopback(port: u16) -> Address {
+    Address::Tcp { host: Ipv4Addr::LOCALHOST.to_string(), port }
+}
+
+fn peer(address: &Address) -> SocketAddr {
+    match address {
+        Address::Tcp { port, .. } => (Ipv4Addr::LOCALHOST, *port).into(),
+        _ => (Ipv4Addr::LOCALHOST, 0).into(),
+    }
+}
+
+fn joined<T>(thread: thread::ScopedJoinHandle<'_, io::Result<T>>) -> anyhow::Result<T> {
+    let result = thread.join().map_err(|_| anyhow::anyhow!("a thread of the measurement has panicked"))?;
+    Ok(result?)
+}

@@ -1,0 +1,268 @@
+//! Recording proxy: stands between a source and a destination, and changes nothing.
+//!
+//! ```text
+//! source --> Listener --> pump "proxy-0-to-target" --> target
+//!        <--              pump "proxy-0-to-source" <--
+//!                           '--> ChannelTap, once the bytes are on their way
+//! ```
+//! One connection to the target for every connection that is accepted, in that order, and one thread a direction. The end of
+//! a direction is passed on as such. What a connection is (main, multifd, preempt) is told by its first bytes, as a
+//! destination does (`migration/migration.c`, `migration_ioc_process_incoming`).
+
+mod pump;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use super::pace::Limits;
+use crate::capture::{Direction, Recorder, interface_name};
+use crate::error::{ChannelId, Error, ErrorKind, Result};
+use crate::transport::{self, Address, Connection, Listener};
+use pump::{Ends, Pump};
+
+const DOING: &str = "forwarding";
+
+/// How often the limits are looked at, and how long the end of the last connection may go unnoticed. A source that opens a
+/// connection just after another one ended is still served.
+const TICK: Duration = Duration::from_millis(50);
+
+/// How long the other connections may go on after one has failed. Both sides learn of it and close them by themselves.
+const GRACE: Duration = Duration::from_secs(1);
+
+/// Longest wait for the target to accept a connection.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// Connections at a time: 255 multifd channels, main and preempt channel, and those of an attempt before that are not
+/// closed yet. Each takes two threads.
+const MAX_CONNECTIONS: usize = 520;
+
+/// A proxy to one target.
+pub struct Proxy {
+    target: Address,
+    limits: Limits,
+    recorder: Option<Recorder>,
+}
+
+/// What has passed through a proxy.
+#[derive(Debug)]
+pub struct Passage {
+    /// Connections in the order in which they were accepted.
+    pub connections: Vec<Passed>,
+    /// Time from the first connection to the end of the last one.
+    pub elapsed: Duration,
+    /// The first failure; `None` if every connection ended in order.
+    pub error: Option<Error>,
+}
+
+/// What has passed over one connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Passed {
+    /// What it was, as its interface in a recording is named.
+    pub channel: String,
+    /// Bytes from the source to the target.
+    pub to_target: u64,
+    /// Bytes from the target to the source.
+    pub to_source: u64,
+}
+
+impl Passage {
+    /// Bytes of all connections, both ways.
+    pub fn bytes(&self) -> u64 {
+        self.connections.iter().map(|c| c.to_target + c.to_source).sum()
+    }
+}
+
+impl Proxy {
+    /// A proxy that opens `target` for every connection it accepts.
+    pub fn new(target: Address) -> Self {
+        let limits = Limits { silence: Duration::from_secs(300), total: None };
+        Self { target, limits, recorder: None }
+    }
+
+    /// The same, recording all connections. The caller finishes the recording.
+    #[must_use]
+    pub fn with_recorder(mut self, recorder: Recorder) -> Self {
+        self.recorder = Some(recorder);
+        self
+    }
+
+    /// The same, with that much patience. Silence is the time in which no byte passes on any connection, once there is one;
+    /// a migration that is paused is silent.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// Forwards until every connection is over; at least one has to come. `watch` is told how many bytes have passed, some
+    /// times a second.
+    pub fn run(self, listener: &Listener, mut watch: impl FnMut(u64)) -> Passage {
+        let shared = Arc::new(Shared::default());
+        let mut lines: Vec<Line> = Vec::new();
+        let begin = Instant::now();
+        let mut first = None;
+        let mut idle = false;
+        while shared.failure().is_none() {
+            if let Err(error) = self.look_at_the_clock(&shared, begin, !lines.is_empty()) {
+                shared.fail(error);
+                break;
+            }
+            match listener.accept(Some(TICK)) {
+                Ok(Some(source)) => {
+                    first.get_or_insert_with(Instant::now);
+                    idle = false;
+                    shared.note_activity();
+                    match self.open(source, lines.len(), &shared) {
+                        Ok(line) => lines.push(line),
+                        Err(error) => shared.fail(error),
+                    }
+                    continue;
+                }
+                // There was one connection, and will be no other: the tick has to be waited for.
+                Ok(None) => thread::sleep(TICK),
+                Err(error) if error.kind() == ErrorKind::Timeout => {}
+                Err(error) => shared.fail(error),
+            }
+            watch(shared.bytes.load(Ordering::Relaxed));
+            // Idle for a whole tick: whoever wanted to connect has done so.
+            let is_idle = !lines.is_empty() && shared.pumps.load(Ordering::Acquire) == 0;
+            if is_idle && (idle || !listener.is_socket()) {
+                break;
+            }
+            idle = is_idle;
+        }
+        let connections = close(&lines, &shared, self.limits.silence);
+        let elapsed = first.map_or(Duration::ZERO, |first| first.elapsed());
+        Passage { connections, elapsed, error: shared.failure() }
+    }
+
+    fn look_at_the_clock(&self, shared: &Shared, begin: Instant, begun: bool) -> Result<()> {
+        let message = if self.limits.total.is_some_and(|total| begin.elapsed() >= total) {
+            "the migration took longer than it may".to_owned()
+        } else if begun && shared.silence() >= self.limits.silence {
+            format!("nothing passed on any connection for {:?}", self.limits.silence)
+        } else {
+            return Ok(());
+        };
+        Err(Error::nowhere(ErrorKind::Timeout, DOING, message))
+    }
+
+    /// Opens the target for a connection and begins to forward.
+    fn open(&self, source: Connection, number: usize, shared: &Arc<Shared>) -> Result<Line> {
+        if shared.pumps.load(Ordering::Acquire) >= 2 * MAX_CONNECTIONS {
+            let message = format!("more than {MAX_CONNECTIONS} connections at a time");
+            return Err(Error::nowhere(ErrorKind::TooLarge, DOING, message));
+        }
+        let target = transport::connect(&self.target, CONNECT.min(self.limits.silence))?;
+        let provisional = ChannelId::Connection(number as u32);
+        let tap = self.recorder.as_ref().map(|recorder| recorder.channel(interface_name(provisional)));
+        let ends = Arc::new(Ends {
+            source,
+            target,
+            tap,
+            channel: Mutex::new(provisional),
+            passed: [AtomicU64::new(0), AtomicU64::new(0)],
+        });
+        let mut threads = Vec::new();
+        for (direction, can_pass, name) in [
+            (Direction::ToDestination, ends.source.can_read() && ends.target.can_write(), "to-target"),
+            (Direction::ToSource, ends.target.can_read() && ends.source.can_write(), "to-source"),
+        ] {
+            if !can_pass {
+                continue;
+            }
+            let pump = Pump { ends: Arc::clone(&ends), direction, shared: Arc::clone(shared), number };
+            shared.pumps.fetch_add(1, Ordering::AcqRel);
+            let thread =
+                thread::Builder::new().name(format!("proxy-{number}-{name}")).spawn(move || pump.run());
+            threads.push(thread.map_err(|e| {
+                shared.pumps.fetch_sub(1, Ordering::AcqRel);
+                ends.shutdown();
+                Error::io(DOING, "a thread cannot be started", e)
+            })?);
+        }
+        Ok(Line { ends, threads: Mutex::new(threads) })
+    }
+}
+
+/// Waits for all pumps, makes them end if something has failed, and counts what they have moved.
+fn close(lines: &[Line], shared: &Shared, patience: Duration) -> Vec<Passed> {
+    if shared.failure().is_some() {
+        let deadline = Instant::now() + GRACE;
+        while shared.pumps.load(Ordering::Acquire) > 0 && Instant::now() < deadline {
+            thread::sleep(TICK / 10);
+        }
+        lines.iter().for_each(|line| line.ends.shutdown());
+    }
+    for line in lines {
+        let threads = std::mem::take(&mut *line.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            if thread.join().is_err() {
+                shared.fail(Error::nowhere(ErrorKind::Io, DOING, "a thread has panicked"));
+            }
+        }
+        // A command that was written to or read from has to end well.
+        for end in [&line.ends.target, &line.ends.source] {
+            if let Err(error) = end.close(patience.min(CONNECT)) {
+                shared.fail(error);
+            }
+        }
+    }
+    lines.iter().map(|line| line.ends.passed()).collect()
+}
+
+/// What all pumps share.
+#[derive(Debug)]
+struct Shared {
+    begin: Instant,
+    /// Milliseconds from the beginning to the last byte.
+    last: AtomicU64,
+    bytes: AtomicU64,
+    /// Threads that forward.
+    pumps: AtomicUsize,
+    has_main: AtomicBool,
+    failure: Mutex<Option<Error>>,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        Self {
+            begin: Instant::now(),
+            last: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            pumps: AtomicUsize::new(0),
+            has_main: AtomicBool::new(false),
+            failure: Mutex::new(None),
+        }
+    }
+}
+
+impl Shared {
+    fn note_activity(&self) {
+        self.last.store(self.begin.elapsed().as_millis() as u64, Ordering::Relaxed);
+    }
+
+    fn silence(&self) -> Duration {
+        self.begin.elapsed().saturating_sub(Duration::from_millis(self.last.load(Ordering::Relaxed)))
+    }
+
+    /// The first failure is the one that is reported: the others follow from it.
+    fn fail(&self, error: Error) {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+
+    fn failure(&self) -> Option<Error> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// A connection with its threads.
+struct Line {
+    ends: Arc<Ends>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+}
+
+#[cfg(test)]
+mod tests;

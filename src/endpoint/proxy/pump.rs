@@ -1,0 +1,193 @@
+//! One connection through the proxy: both ends, a thread a direction, and what its first bytes tell.
+
+use std::io::{self, Read as _, Write as _};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::{Passed, Shared};
+use crate::capture::{ChannelTap, Direction, interface_name};
+use crate::error::{ChannelId, Error, Result};
+use crate::transport::Connection;
+use crate::wire::{CommandCode, FileHeader, SectionKind};
+
+/// Bytes that are read at once: what a socket holds at most by default, so that one call empties it.
+const CHUNK: usize = 256 << 10;
+
+/// Both ends of a connection through the proxy.
+pub(super) struct Ends {
+    pub(super) source: Connection,
+    pub(super) target: Connection,
+    pub(super) tap: Option<ChannelTap>,
+    pub(super) channel: Mutex<ChannelId>,
+    /// Bytes by direction: to the target, to the source.
+    pub(super) passed: [AtomicU64; 2],
+}
+
+impl Ends {
+    pub(super) fn shutdown(&self) {
+        // Who is gone already cannot be told.
+        let _ = self.source.shutdown();
+        let _ = self.target.shutdown();
+    }
+
+    pub(super) fn passed(&self) -> Passed {
+        let channel = *self.channel.lock().unwrap_or_else(PoisonError::into_inner);
+        let [to_target, to_source] = [0, 1].map(|i| self.passed[i].load(Ordering::Acquire));
+        Passed { channel: interface_name(channel), to_target, to_source }
+    }
+}
+
+/// One direction of a connection.
+pub(super) struct Pump {
+    pub(super) ends: Arc<Ends>,
+    pub(super) direction: Direction,
+    pub(super) shared: Arc<Shared>,
+    pub(super) number: usize,
+}
+
+impl Pump {
+    pub(super) fn run(self) {
+        if let Err(error) = self.forward() {
+            self.shared.fail(error);
+        }
+        self.shared.pumps.fetch_sub(1, Ordering::AcqRel);
+    }
+
+    fn forward(&self) -> Result<()> {
+        let (from, to) = match self.direction {
+            Direction::ToDestination => (&self.ends.source, &self.ends.target),
+            Direction::ToSource => (&self.ends.target, &self.ends.source),
+        };
+        let mut first = (self.direction == Direction::ToDestination).then(FirstBytes::default);
+        let ended = self.relay(from, to, &mut first);
+        if let Some(first) = first {
+            // Too short to tell what it was.
+            self.record(&first.bytes);
+        }
+        ended.and_then(|()| to.shutdown_write())
+    }
+
+    fn relay(&self, mut from: &Connection, to: &Connection, first: &mut Option<FirstBytes>) -> Result<()> {
+        let mut buffer = vec![0; CHUNK];
+        loop {
+            let bytes = match from.read(&mut buffer) {
+                Ok(0) => return Ok(()),
+                Ok(count) => &buffer[..count],
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => {
+                    // The other side must not wait for what will never come.
+                    let _ = to.shutdown_write();
+                    return Err(self.error(from, "receiving", e));
+                }
+            };
+            // An answer may come as soon as the bytes are out, so the connection has its name before that.
+            let is_named = first.as_mut().is_none_or(|first| self.name(first, bytes));
+            if is_named {
+                *first = None;
+            }
+            self.pass(bytes, from, to, is_named)?;
+        }
+    }
+
+    /// Sends bytes on, and records them as far as they were taken, unless they are held back for a name.
+    fn pass(&self, bytes: &[u8], from: &Connection, mut to: &Connection, is_named: bool) -> Result<()> {
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            match to.write(rest) {
+                Ok(taken) if taken > 0 => {
+                    if is_named {
+                        self.record(&rest[..taken]);
+                    }
+                    rest = &rest[taken..];
+                    self.count(taken);
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                other => {
+                    let e = other.err().unwrap_or(io::ErrorKind::WriteZero.into());
+                    // A source that goes on writing must learn that nobody reads. If it is the source that is gone, the
+                    // other pump goes on to the end of what it has sent.
+                    if self.direction == Direction::ToDestination {
+                        let _ = from.shutdown();
+                    }
+                    return Err(self.error(to, "sending", e));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the connection its name if `bytes` and what came before tell what it is. Bytes that were held back until then
+    /// are recorded.
+    fn name(&self, first: &mut FirstBytes, bytes: &[u8]) -> bool {
+        let held = first.bytes.len();
+        first.bytes.extend_from_slice(&bytes[..bytes.len().min(FirstBytes::ENOUGH - held)]);
+        let has_main = self.shared.has_main.load(Ordering::Acquire);
+        let Some(channel) = first.channel(self.number, has_main) else { return false };
+        if channel == ChannelId::Main {
+            self.shared.has_main.store(true, Ordering::Release);
+        }
+        *self.ends.channel.lock().unwrap_or_else(PoisonError::into_inner) = channel;
+        if let Some(tap) = &self.ends.tap {
+            // If the target has spoken first, the connection keeps its number in the recording.
+            let _ = tap.set_name(interface_name(channel));
+        }
+        self.record(&first.bytes[..held]);
+        true
+    }
+
+    /// A recording that fails says so when it is finished; the migration goes on.
+    fn record(&self, bytes: &[u8]) {
+        if let Some(tap) = &self.ends.tap {
+            let _ = tap.record(self.direction, bytes);
+        }
+    }
+
+    fn count(&self, bytes: usize) {
+        self.ends.passed[self.direction as usize].fetch_add(bytes as u64, Ordering::AcqRel);
+        self.shared.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.shared.note_activity();
+    }
+
+    fn error(&self, end: &Connection, doing: &'static str, e: io::Error) -> Error {
+        let channel = *self.ends.channel.lock().unwrap_or_else(PoisonError::into_inner);
+        let channel = match (channel, self.direction) {
+            (ChannelId::Main, Direction::ToSource) => ChannelId::ReturnPath,
+            (channel, _) => channel,
+        };
+        end.error(doing, e).on(channel).at(self.ends.passed[self.direction as usize].load(Ordering::Acquire))
+    }
+}
+
+/// The first bytes from a source, until they tell what the connection is.
+#[derive(Debug, Default)]
+struct FirstBytes {
+    bytes: Vec<u8>,
+}
+
+impl FirstBytes {
+    /// Offset of the channel id in a multifd channel's initial packet (`MultiFDInit_t`, `migration/multifd.c`).
+    const MULTIFD_ID: usize = 24;
+    const MULTIFD: [u8; 4] = [0x11, 0x22, 0x33, 0x44];
+    const ENOUGH: usize = Self::MULTIFD_ID + 1;
+
+    /// What the connection is; `None` as long as more bytes may tell.
+    fn channel(&self, number: usize, has_main: bool) -> Option<ChannelId> {
+        let main = FileHeader::MAGIC.to_be_bytes();
+        let bytes = &self.bytes[..];
+        let other = ChannelId::Connection(number as u32);
+        if bytes.starts_with(&main) {
+            return Some(ChannelId::Main);
+        }
+        if bytes.starts_with(&Self::MULTIFD) {
+            return bytes.get(Self::MULTIFD_ID).map(|id| ChannelId::Multifd(*id));
+        }
+        if bytes.len() < 4 && (main.starts_with(bytes) || Self::MULTIFD.starts_with(bytes)) {
+            return None;
+        }
+        // The main channel of a recovery has no magic and begins with a command; a preempt channel begins with a page.
+        let [kind, high, low] = bytes.first_chunk()?;
+        let is_command = SectionKind(*kind) == SectionKind::COMMAND
+            && CommandCode(u16::from_be_bytes([*high, *low])).name().is_some();
+        Some(if has_main && !is_command { ChannelId::Preempt } else { other })
+    }
+}
