@@ -166,4 +166,8 @@ if [ ${#failed[@]} -gt 0 ]; then
     say "FAILED: ${failed[*]}"
     exit 1
 fi
-say "all green: ${passed[*]:-nothing}"
+if [ ${#skipped[@]} -gt 0 ]; then
+    say "green: ${passed[*]:-nothing}; not run: ${skipped[*]%%:*}"
+else
+    say "all green: ${passed[*]}"
+fi

@@ -49,7 +49,7 @@ fn sections_that_nobody_announced_are_bounded_too() {
 fn a_chain_of_commands_is_not_held() {
     use crate::channel::ChannelEvent as _;
     let mut stream = Vec::new();
-    let commands = 20_000;
+    let commands = 8_000;
     let size = (1 + 4 + 1 + 6 + 8) + 9 * commands + 1;
     for event in [Event::Header(FileHeader::CURRENT), Event::Command(Command::Packaged { size }), full(1)] {
         event.emit(&mut stream);
