@@ -2,7 +2,7 @@
 
 use migwire::dialect::Dialect;
 use migwire::postcopy::ReturnParser;
-use migwire::stream::{Mode, Parser};
+use migwire::stream::{Extents, Mode, Parser};
 
 use crate::reading::{bytewise, read, two, whole};
 
@@ -19,6 +19,14 @@ pub fn run(bytes: &[u8]) {
             assert_eq!(expected, read(&mut parser.clone(), bytes, two(at)), "{mode:?}, cut at {at}");
         }
     }
+    // Sizes of payloads that are known beforehand, right ones and wrong ones.
+    let mut extents = Extents::default();
+    for (number, at) in cuts(bytes).into_iter().enumerate() {
+        extents.push([&b"device"[..], b"timer"][number % 2], 0, at as u64 % 7 * (at as u64 % 3));
+    }
+    let parser = Parser::new().with_extents(extents);
+    let expected = read(&mut parser.clone(), bytes, whole);
+    assert_eq!(expected, read(&mut parser.clone(), bytes, bytewise), "with hints, byte by byte");
     let expected = read(&mut ReturnParser::default(), bytes, whole);
     assert_eq!(expected, read(&mut ReturnParser::default(), bytes, bytewise), "return path, byte by byte");
 }
