@@ -24,9 +24,9 @@ pub fn run(bytes: &[u8]) {
     for (number, at) in cuts(bytes).into_iter().enumerate() {
         extents.push([&b"device"[..], b"timer"][number % 2], 0, at as u64 % 7 * (at as u64 % 3));
     }
-    let parser = Parser::new().with_extents(extents);
+    let mut parser = Parser::new().with_extents(extents);
     let expected = read(&mut parser.clone(), bytes, whole);
-    assert_eq!(expected, read(&mut parser.clone(), bytes, bytewise), "with hints, byte by byte");
+    assert_eq!(expected, read(&mut parser, bytes, bytewise), "with hints, byte by byte");
     let expected = read(&mut ReturnParser::default(), bytes, whole);
     assert_eq!(expected, read(&mut ReturnParser::default(), bytes, bytewise), "return path, byte by byte");
 }

@@ -49,6 +49,19 @@ pub(crate) enum MachineAxis {
     /// The newest versioned types that both ends have.
     PcNewest,
     Q35Newest,
+    /// Writes neither configuration record nor footers; only 5.2 and 7.2 still have it.
+    #[serde(rename = "pc-2.3")]
+    Pc23,
+    /// Writes no description either, so that nothing says where its devices end.
+    #[serde(rename = "pc-2.2")]
+    Pc22,
+}
+
+impl MachineAxis {
+    /// Whether its streams begin with a configuration record, which names the machine.
+    pub(crate) fn names_itself(self) -> bool {
+        !matches!(self, Self::Pc23 | Self::Pc22)
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -410,6 +423,8 @@ impl fmt::Display for MachineAxis {
             Self::Q35 => "q35",
             Self::PcNewest => "pc-newest",
             Self::Q35Newest => "q35-newest",
+            Self::Pc23 => "pc-2.3",
+            Self::Pc22 => "pc-2.2",
         })
     }
 }

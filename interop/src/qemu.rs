@@ -103,18 +103,20 @@ impl VmSpec {
         let mut line: Vec<String> = Vec::new();
         let mut add = |words: &[&str]| line.extend(words.iter().map(ToString::to_string));
         let Machine { kind, ram_id, ram_bytes } = &self.machine;
+        // Machine types of 3.1 and older would call the block by the backend's path instead.
+        let backend = format!("id={ram_id},size={ram_bytes},x-use-canonical-path-for-ramblock-id=off");
         add(&["-nodefaults", "-no-user-config", "-display", "none", "-accel", "tcg"]);
         match &self.ram {
             Ram::Default => add(&["-machine", kind]),
             Ram::Private => {
-                add(&["-object", &format!("memory-backend-ram,id={ram_id},size={ram_bytes}")]);
+                add(&["-object", &format!("memory-backend-ram,{backend}")]);
                 add(&["-machine", &format!("{kind},memory-backend={ram_id}")]);
             }
             Ram::File(path) => {
                 let path = option_value(path);
                 add(&[
                     "-object",
-                    &format!("memory-backend-file,id={ram_id},size={ram_bytes},share=on,mem-path={path}"),
+                    &format!("memory-backend-file,{backend},share=on,mem-path={path}"),
                     "-machine",
                     &format!("{kind},memory-backend={ram_id}"),
                 ]);
@@ -360,7 +362,8 @@ mod tests {
     fn memory_is_a_shared_file_with_the_default_block_name() {
         let line = line(|spec| spec.ram = Ram::File("/a,b/ram".into()));
         assert!(
-            line.contains("memory-backend-file,id=pc.ram,size=33554432,share=on,mem-path=/a,,b/ram"),
+            line.contains("memory-backend-file,id=pc.ram,size=33554432,")
+                && line.contains("share=on,mem-path=/a,,b/ram"),
             "{line}"
         );
         assert!(line.contains("-machine pc-q35-5.2,memory-backend=pc.ram"), "{line}");

@@ -115,9 +115,11 @@ fn machine(axis: MachineAxis, probes: &[(&str, &Probe)]) -> Result<Machine, Stri
         MachineAxis::Q35 => ("pc-q35-", false),
         MachineAxis::PcNewest => ("pc-i440fx-", true),
         MachineAxis::Q35Newest => ("pc-q35-", true),
+        MachineAxis::Pc23 => ("pc-i440fx-2.3", false),
+        MachineAxis::Pc22 => ("pc-i440fx-2.2", false),
     };
     let kind = match (axis, newest) {
-        (MachineAxis::None, _) => String::from("none"),
+        (MachineAxis::None | MachineAxis::Pc23 | MachineAxis::Pc22, _) => prefix.to_owned(),
         (_, false) => format!("{prefix}{}.{}", BASE.0, BASE.1),
         (_, true) => {
             let mut versions = probes.iter().map(|(_, probe)| versions(probe, prefix));

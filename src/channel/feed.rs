@@ -11,7 +11,8 @@ use crate::error::{Error, ErrorKind, Result};
 
 /// Where a feed's bytes come from.
 pub trait Input {
-    /// Reads some bytes; 0 at the end. `WouldBlock` and `TimedOut` mean that nothing has come for too long.
+    /// Reads some bytes; 0 at the end. `WouldBlock` means that nothing has come for a while, so that the parser should
+    /// decide with what there is if it can; `TimedOut` that nothing has come for too long.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize>;
 
     /// Skips `count` bytes; returns how many there were to skip.
@@ -94,13 +95,22 @@ pub struct Feed<I> {
     start: usize,
     end: usize,
     tail: Tail,
+    overdue: bool,
     stride: usize,
 }
 
 impl<I: Input> Feed<I> {
     /// A feed from `input`.
     pub fn new(input: I) -> Self {
-        Self { input, buffer: vec![0; BUFFER], start: 0, end: 0, tail: Tail::Open, stride: BUFFER }
+        Self {
+            input,
+            buffer: vec![0; BUFFER],
+            start: 0,
+            end: 0,
+            tail: Tail::Open,
+            overdue: false,
+            stride: BUFFER,
+        }
     }
 
     /// The input.
@@ -116,8 +126,8 @@ impl<I: Input> Feed<I> {
     /// Runs `parser` to the end of the channel, and hands every event to `handle`, with the parser's state behind it. The
     /// bytes of an event live until `handle` returns. `Break` stops early.
     ///
-    /// When nothing comes for too long ([`io::ErrorKind::WouldBlock`] or `TimedOut` from the input), the parser gets one
-    /// chance to make do with what is there; if it cannot, that is a [`ErrorKind::Timeout`].
+    /// When nothing comes ([`io::ErrorKind::WouldBlock`] or `TimedOut` from the input), the parser gets a chance to make do
+    /// with what is there; if it cannot, and nothing has come for too long, that is a [`ErrorKind::Timeout`].
     ///
     /// # Errors
     /// The parser's, `handle`'s, and the input's.
@@ -142,7 +152,7 @@ impl<I: Input> Feed<I> {
                 }
                 Outcome::More(missing) => {
                     let at = parser.offset() + (self.end - self.start) as u64;
-                    if self.tail == Tail::Idle {
+                    if self.tail == Tail::Idle && self.overdue {
                         let message = format!("nothing came while {} was expected", parser.expected());
                         return Err(Error::new(ErrorKind::Timeout, at, "reading", message));
                     }
@@ -184,10 +194,14 @@ impl<I: Input> Feed<I> {
         self.stride = self.stride.saturating_mul(4).min(BUFFER);
         match self.input.read(&mut self.buffer[self.end..limit]) {
             Ok(0) => self.tail = Tail::Closed,
-            Ok(count) => self.end += count,
+            Ok(count) => {
+                self.end += count;
+                self.tail = Tail::Open;
+            }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
                 self.tail = Tail::Idle;
+                self.overdue = e.kind() == io::ErrorKind::TimedOut;
             }
             Err(e) => return Err(e),
         }

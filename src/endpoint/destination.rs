@@ -277,7 +277,11 @@ impl Reception<'_> {
             Event::Configuration(configuration) => {
                 self.arrival.machine = Some(configuration.machine.text().into_owned());
             }
-            Event::Section(_) => arrival.sections += 1,
+            Event::Section(_) => {
+                arrival.sections += 1;
+                // Without footers, the end of the last device is an EOF that nothing may follow.
+                self.pace.set_hurry(grammar.phase() == Phase::Payload && grammar.footers() == Some(false));
+            }
             Event::Command(command) => self.answer(command)?,
             _ => {}
         }
@@ -374,17 +378,22 @@ struct Patient<'a> {
     lingering: bool,
 }
 
-/// How long the description may take behind EOF. A source whose machine has none says nothing there, and waits.
+/// How long the source may be silent where that may be the end: behind EOF, where a source whose machine has no description
+/// says nothing and waits, and behind what may be EOF on streams without footers.
 const LINGER: Duration = Duration::from_secs(2);
 
 impl Input for Patient<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let Some(mut patience) = self.pace.patience() else { return Err(io::ErrorKind::TimedOut.into()) };
-        if self.lingering {
-            patience = patience.min(LINGER);
-        }
-        self.connection.set_read_timeout(Some(patience)).map_err(io::Error::other)?;
-        let count = self.connection.read(buffer)?;
+        let Some(patience) = self.pace.patience() else { return Err(io::ErrorKind::TimedOut.into()) };
+        let linger = (self.lingering || self.pace.is_in_hurry()) && patience > LINGER;
+        let wait = if linger { LINGER } else { patience };
+        self.connection.set_read_timeout(Some(wait)).map_err(io::Error::other)?;
+        let count = match self.connection.read(buffer) {
+            Err(e) if e.kind() == io::ErrorKind::TimedOut && linger => {
+                return Err(io::ErrorKind::WouldBlock.into());
+            }
+            other => other?,
+        };
         if let Some(tap) = &self.tap {
             let _ = tap.record(Direction::ToDestination, &buffer[..count]);
         }

@@ -28,17 +28,35 @@ pub(super) struct Pace {
     records: Cell<u64>,
     seen: Cell<u64>,
     last: Cell<Instant>,
+    hurry: Cell<bool>,
 }
 
 impl Pace {
     pub(super) fn new(limits: Limits) -> Self {
         let begin = Instant::now();
-        Self { limits, begin, records: Cell::new(0), seen: Cell::new(0), last: Cell::new(begin) }
+        Self {
+            limits,
+            begin,
+            records: Cell::new(0),
+            seen: Cell::new(0),
+            last: Cell::new(begin),
+            hurry: Cell::new(false),
+        }
     }
 
     /// Notes that a whole record has come.
     pub(super) fn note_record(&self) {
         self.records.set(self.records.get() + 1);
+    }
+
+    /// Says whether a silence may be all that shows the end of what is being read.
+    pub(super) fn set_hurry(&self, hurry: bool) {
+        self.hurry.set(hurry);
+    }
+
+    /// Whether a silence may be all that shows the end of what is being read.
+    pub(super) fn is_in_hurry(&self) -> bool {
+        self.hurry.get()
     }
 
     /// Time since the beginning.

@@ -70,8 +70,9 @@ fn check(bench: &Bench<'_>, report: &Value) -> Run<()> {
     if report["verdict"] != "completed" {
         return failed(error_text(report));
     }
-    if report["machine"] != *bench.setup.machine.kind {
-        return failed(format!("machine {} and not {}", report["machine"], bench.setup.machine.kind));
+    let machine = case.machine.names_itself().then_some(&*bench.setup.machine.kind);
+    if report["machine"].as_str() != machine {
+        return failed(format!("machine {} and not {machine:?}", report["machine"]));
     }
     if report["return_path"] != case.return_path {
         return failed(format!("return path {}, but it was {}", report["return_path"], case.return_path));
