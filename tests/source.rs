@@ -160,6 +160,25 @@ fn a_whole_migration_with_return_path() {
 }
 
 #[test]
+fn deltas_arrive_as_the_pages_they_make() {
+    let images = tempfile::tempdir().unwrap();
+    let memory = |name| Memory::new().with_images(&images.path().join(name)).unwrap().with_digest();
+    let sent = source(true).with_rounds(3).with_xbzrle(16 << 20).with_copy(memory("sent"));
+    let (departure, arrival) = migrate(sent, memory("arrived"));
+    assert!(
+        departure.error.is_none() && arrival.error.is_none(),
+        "{:?} {:?}",
+        departure.error,
+        arrival.error
+    );
+    assert!(departure.xbzrle_pages > 0 && departure.xbzrle_pages == arrival.xbzrle_pages);
+    assert_eq!(digests(&departure.memory), digests(&arrival.memory));
+    // What is there in the end is the pattern itself, as without deltas.
+    let (plain, _) = migrate(source(true).with_copy(Memory::new().with_digest()), Memory::new());
+    assert_eq!(digests(&departure.memory), digests(&plain.memory));
+}
+
+#[test]
 fn a_whole_migration_without_return_path() {
     let mut blank = Blank::new("none", "ram", 1 << 20);
     blank.state = RunState::Paused;

@@ -108,6 +108,9 @@ pub(crate) struct Variant {
     /// The stand-in source makes everything up instead of following a template.
     #[serde(default)]
     pub(crate) from_nothing: bool,
+    /// What else to tell the stand-in source.
+    #[serde(default)]
+    pub(crate) send: Vec<String>,
 }
 
 /// What one end needs.

@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal as _, Write as _};
 use std::time::Duration;
 
 use migwire::endpoint::Progress;
+use migwire::guest::{Memory, MemoryBlock};
 use migwire::{Error, ErrorKind};
 use serde_json::{Value, json};
 
@@ -20,6 +21,26 @@ pub(crate) fn print_json(value: &Value) -> anyhow::Result<()> {
 /// Prints one line of the verb's answer.
 pub(crate) fn print_line(line: &str) -> anyhow::Result<()> {
     writeln!(io::stdout(), "{line}")?;
+    Ok(())
+}
+
+/// The RAM blocks of a migration as data.
+pub(crate) fn blocks_json(memory: &Memory) -> Vec<Value> {
+    let block = |block: &MemoryBlock| {
+        let digest = block.digest().map(ToString::to_string);
+        json!({ "name": block.name().text(), "length": block.length(), "digest": digest })
+    };
+    memory.blocks().iter().map(block).collect()
+}
+
+/// Prints a digest a block, as `sha256sum` does.
+pub(crate) fn print_digests(memory: &Memory) -> anyhow::Result<()> {
+    for block in memory.blocks() {
+        let digest = block
+            .digest()
+            .map_or_else(|| "unknown (deltas without --ram-out)".to_owned(), ToString::to_string);
+        print_line(&format!("{digest}  {:>12}  {}", block.length(), block.name()))?;
+    }
     Ok(())
 }
 

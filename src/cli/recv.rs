@@ -116,13 +116,8 @@ impl Recv {
         if self.json {
             return output::print_json(&self.json(arrival));
         }
-        for block in arrival.memory.blocks() {
-            if self.digest {
-                let digest = block
-                    .digest()
-                    .map_or_else(|| "unknown (deltas without --ram-out)".to_owned(), ToString::to_string);
-                output::print_line(&format!("{digest}  {:>12}  {}", block.length(), block.name()))?;
-            }
+        if self.digest {
+            output::print_digests(&arrival.memory)?;
         }
         for complaint in &arrival.complaints {
             eprintln!("migwire: {complaint}");
@@ -145,15 +140,6 @@ impl Recv {
     }
 
     fn json(&self, arrival: &Arrival) -> Value {
-        let blocks: Vec<Value> = arrival
-            .memory
-            .blocks()
-            .iter()
-            .map(|block| {
-                let digest = block.digest().map(ToString::to_string);
-                json!({ "name": block.name().text(), "length": block.length(), "digest": digest })
-            })
-            .collect();
         json!({
             "verdict": if arrival.error.is_none() { "completed" } else { "failed" },
             "machine": arrival.machine,
@@ -168,7 +154,7 @@ impl Recv {
             "return_path": arrival.return_path,
             "postcopy": arrival.postcopy,
             "dialect": self.dialect.to_string(),
-            "blocks": blocks,
+            "blocks": output::blocks_json(&arrival.memory),
             "complaints": arrival.complaints.iter().map(output::error_json).collect::<Vec<_>>(),
             "error": arrival.error.as_ref().map(output::error_json),
             "recording": self.output.as_ref().map(|path| path.display().to_string()),

@@ -74,6 +74,10 @@ pub(crate) struct Send {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     rounds: u64,
 
+    /// Send deltas (XBZRLE) against a cache of this size; pages of a pattern then change a little from round to round
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "fill")]
+    xbzrle: Option<u64>,
+
     /// Record both directions (pcapng)
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -139,6 +143,9 @@ impl Send {
             .with_return_path(return_path)
             .with_rounds(self.rounds)
             .with_copy(copy);
+        if let Some(bytes) = self.xbzrle {
+            source = source.with_xbzrle(usize::try_from(bytes).unwrap_or(usize::MAX));
+        }
         if let Some(directory) = &self.ram_in {
             source = source.with_images(directory)?;
         } else if self.fill.is_some() || self.template.is_none() {
@@ -171,10 +178,8 @@ impl Send {
         if self.json {
             return output::print_json(&json(departure));
         }
-        for block in departure.memory.blocks() {
-            if let Some(digest) = block.digest() {
-                output::print_line(&format!("{digest}  {:>12}  {}", block.length(), block.name()))?;
-            }
+        if self.digest {
+            output::print_digests(&departure.memory)?;
         }
         if let Some(error) = &departure.error {
             eprintln!("migwire: {}", output::whole_text(error));
@@ -197,15 +202,6 @@ impl Send {
 }
 
 fn json(departure: &Departure) -> Value {
-    let blocks: Vec<Value> = departure
-        .memory
-        .blocks()
-        .iter()
-        .map(|block| {
-            let digest = block.digest().map(ToString::to_string);
-            json!({ "name": block.name().text(), "length": block.length(), "digest": digest })
-        })
-        .collect();
     json!({
         "verdict": if departure.error.is_none() { "completed" } else { "failed" },
         "machine": departure.machine,
@@ -213,10 +209,11 @@ fn json(departure: &Departure) -> Value {
         "seconds": departure.elapsed.as_secs_f64(),
         "pages": departure.pages,
         "zero_pages": departure.zero_pages,
+        "xbzrle_pages": departure.xbzrle_pages,
         "return_path": departure.return_path,
         "pong": departure.pong,
         "peer_status": departure.peer_status,
-        "blocks": blocks,
+        "blocks": output::blocks_json(&departure.memory),
         "error": departure.error.as_ref().map(output::error_json),
     })
 }

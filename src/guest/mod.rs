@@ -5,11 +5,13 @@
 //! Pattern -> pages of a guest that never ran
 //! ```
 
+mod cache;
 mod digest;
 mod image;
 mod memory;
 mod pattern;
 
+pub use cache::{Coded, XbzrleCache};
 pub use digest::{BlockDigest, is_zero};
 pub use image::{Image, file_name};
 pub use memory::{Memory, MemoryBlock};

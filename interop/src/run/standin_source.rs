@@ -74,6 +74,7 @@ impl Plan {
             ];
             let mut options: Vec<String> = options.map(String::from).into();
             options.extend(["--fill", &fill, "--ram-out", &sent].map(String::from));
+            options.extend(case.variant.send.iter().cloned());
             return Ok(Self { options, memory: bench.path("sent.images").join(image) });
         }
         let template = bench.env.templates.get(bench)?;
@@ -116,6 +117,10 @@ fn check(bench: &Bench<'_>, report: &Value) -> Run<()> {
     }
     if bench.cell.case.return_path && report["peer_status"] != 0 {
         return failed(format!("the destination reported status {}", report["peer_status"]));
+    }
+    let deltas = bench.cell.case.variant.send.iter().any(|word| word == "--xbzrle");
+    if deltas && report["xbzrle_pages"].as_u64().unwrap_or(0) == 0 {
+        return failed("sent no delta, although it was to".into());
     }
     Ok(())
 }

@@ -24,7 +24,7 @@ use crate::capture::ChannelTap;
 use crate::channel::{ChannelParser as _, Feed};
 use crate::dialect::{Dialect, Difference};
 use crate::error::{Error, ErrorKind, Result};
-use crate::guest::{Memory, Pattern};
+use crate::guest::{Memory, Pattern, XbzrleCache};
 use crate::stream::{Event, Grammar, Parser};
 use crate::transport::Connection;
 use crate::wire::{Command, PageWord, RamFlags, SectionFooter, SectionHead, SectionKind};
@@ -46,6 +46,7 @@ pub struct Source {
     limits: Limits,
     return_path: Option<bool>,
     rounds: u64,
+    xbzrle: Option<usize>,
     copy: Memory,
     tap: Option<ChannelTap>,
 }
@@ -61,6 +62,8 @@ pub struct Departure {
     pub pages: u64,
     /// Pages that went as one byte.
     pub zero_pages: u64,
+    /// Pages that were sent as deltas.
+    pub xbzrle_pages: u64,
     /// Whether the return path was opened.
     pub return_path: bool,
     /// Whether the destination answered PING.
@@ -86,6 +89,7 @@ impl Source {
             limits: Limits::default(),
             return_path: None,
             rounds: 1,
+            xbzrle: None,
             copy: Memory::new(),
             tap: None,
         }
@@ -162,6 +166,14 @@ impl Source {
         self
     }
 
+    /// The same, sending deltas of pages that come from a pattern, against a cache of that many bytes. Pages of every round
+    /// but the last then differ a little from what they are in the end.
+    #[must_use]
+    pub fn with_xbzrle(mut self, cache_bytes: usize) -> Self {
+        self.xbzrle = Some(cache_bytes);
+        self
+    }
+
     /// The same, keeping what was sent as `memory` does.
     #[must_use]
     pub fn with_copy(mut self, memory: Memory) -> Self {
@@ -182,7 +194,12 @@ impl Source {
         let copy = std::mem::take(&mut self.copy);
         let facts = self.template.facts();
         let pages = (&*facts.blocks, facts.page_size);
-        let out = Output::new(connection.clone(), self.tap.clone(), &pace, copy, pages, &mut watch);
+        let mut out = Output::new(connection.clone(), self.tap.clone(), &pace, copy, pages, &mut watch);
+        let page_size = self.template.facts().page_size as usize;
+        // No cache need be larger than the guest.
+        let guest: u64 = pages.0.iter().map(|block| block.used_length).sum();
+        let most = usize::try_from(guest.next_power_of_two()).unwrap_or(usize::MAX);
+        out.cache = self.xbzrle.map(|bytes| XbzrleCache::new(bytes.min(most), page_size));
         let return_path = self.return_path.unwrap_or(self.template.has_return_path());
         let filter = Filter { dialect: self.dialect, is_round: false, switched: false };
         let mut sending =
@@ -268,6 +285,8 @@ impl Sending<'_> {
         let Some(section_id) = facts.ram else { return Ok(()) };
         for round in 1..=self.source.rounds {
             self.out.round = round;
+            // Without deltas to send, all rounds send the same.
+            self.out.rounds_left = if self.out.cache.is_some() { self.source.rounds - round } else { 0 };
             self.out.emit(&Event::Section(SectionHead {
                 kind: SectionKind::PART,
                 section_id,
@@ -340,6 +359,7 @@ impl Sending<'_> {
             bytes: out.sent,
             pages: out.page_count,
             zero_pages: out.zero_pages,
+            xbzrle_pages: out.xbzrle_pages,
             return_path,
             pong: replies.as_ref().is_some_and(Replies::has_pong),
             peer_status: replies.as_ref().and_then(Replies::status),

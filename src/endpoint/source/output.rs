@@ -15,7 +15,7 @@ use crate::channel::ChannelEvent as _;
 use crate::endpoint::Progress;
 use crate::endpoint::pace::Pace;
 use crate::error::{Error, ErrorKind, Result};
-use crate::guest::{Memory, is_zero};
+use crate::guest::{Coded, Memory, XbzrleCache, is_zero};
 use crate::limits::PIECE;
 use crate::stream::{Block, Emitter, Event};
 use crate::transport::Connection;
@@ -50,7 +50,13 @@ pub(super) struct Output<'a> {
     block: Option<usize>,
     pub(super) page_count: u64,
     pub(super) zero_pages: u64,
+    pub(super) xbzrle_pages: u64,
+    /// What was sent of the pages that are made by a rule, to send deltas against.
+    pub(super) cache: Option<XbzrleCache>,
+    delta: Vec<u8>,
     pub(super) round: u64,
+    /// Rounds that follow this one.
+    pub(super) rounds_left: u64,
     watch: &'a mut dyn FnMut(&Progress),
     watched: Instant,
 }
@@ -79,7 +85,11 @@ impl<'a> Output<'a> {
             block: None,
             page_count: 0,
             zero_pages: 0,
+            xbzrle_pages: 0,
+            cache: None,
+            delta: Vec::new(),
             round: 0,
+            rounds_left: 0,
             watch,
             watched: Instant::now(),
         }
@@ -120,7 +130,40 @@ impl<'a> Output<'a> {
         self.make_room((self.head_len(index) + self.page_size) as u64)?;
         let place = self.used + self.head_len(index);
         fill(&mut self.buffer[place..][..self.page_size]);
-        self.settle(index, offset, place)
+        match self.code(index, offset, place) {
+            Coded::Page => self.settle(index, offset, place),
+            Coded::Unchanged => Ok(()),
+            Coded::Delta => self.delta_page(index, offset),
+        }
+    }
+
+    /// What to send of the page that stands at `place`: always itself, if there is no cache.
+    fn code(&mut self, index: usize, offset: u64, place: usize) -> Coded {
+        let Some(cache) = &mut self.cache else { return Coded::Page };
+        let before: u64 = self.blocks[..index].iter().map(|block| block.used_length).sum();
+        let key = (before + offset) / self.page_size as u64;
+        let page = &self.buffer[place..][..self.page_size];
+        if is_zero(page) {
+            cache.set_zero(key);
+            return Coded::Page;
+        }
+        cache.encode(key, page, &mut self.delta)
+    }
+
+    /// Writes the delta that was just made.
+    fn delta_page(&mut self, index: usize, offset: u64) -> Result<()> {
+        let (block, continues) = self.name(index);
+        let word = PageWord::new(offset, RamFlags::XBZRLE | continues);
+        let delta = std::mem::take(&mut self.delta);
+        self.page_count += 1;
+        self.xbzrle_pages += 1;
+        let emitted = self.emit(&Event::Page(Page {
+            word,
+            block,
+            body: PageBody::Xbzrle { encoding: 1, delta: &delta },
+        }));
+        self.delta = delta;
+        emitted
     }
 
     /// Writes at most `wanted` pages from `offset` on that `read` gets all at once. Returns how many.
