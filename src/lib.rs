@@ -16,7 +16,7 @@
 //! | [`channel`] | the shape that the parsers of all channels share, and the feed that drives them |
 //! | [`stream`] | the main channel: step parser, mirror emitter, grammar, extents of opaque payloads |
 //! | [`postcopy`] | the return path |
-//! | [`guest`] | guest memory without a guest: images, digests, patterns |
+//! | [`guest`] | guest memory without a guest: images, digests, patterns, the XBZRLE cache |
 //! | `vmstate` | the VM description (JSON) and what the sections really measure |
 //! | `capture` | a recording of all channels of a migration (pcapng) |
 //! | `container` | what streams come wrapped in: recordings, qcow2 images, dumps of channels |

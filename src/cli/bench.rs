@@ -18,8 +18,10 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use migwire::guest::Pattern;
 use serde_json::{Value, json};
 
+use self::wire::Beside;
 use super::Verdict;
 use super::output;
 use super::send::parse_size;
@@ -78,8 +80,22 @@ struct Measurement {
 
 /// Everything there is to measure: one line each.
 const MEASUREMENTS: &[Measurement] = &[
-    Measurement { kind: What::Send, name: "send", measure: wire::send_pattern },
-    Measurement { kind: What::Send, name: "send, images", measure: wire::send_images },
+    Measurement {
+        kind: What::Send,
+        name: "send, equal pages",
+        measure: |c| wire::send_pattern(Pattern::Byte(0x5a), c),
+    },
+    Measurement {
+        kind: What::Send,
+        name: "send, counted pages",
+        measure: |c| wire::send_pattern(Pattern::Count, c),
+    },
+    Measurement { kind: What::Send, name: "send, images", measure: |c| wire::send_images(Beside::Writer, c) },
+    Measurement {
+        kind: What::Send,
+        name: "send, images, beside a copy",
+        measure: |c| wire::send_images(Beside::Copier, c),
+    },
     Measurement { kind: What::Recv, name: "recv", measure: wire::recv },
     Measurement { kind: What::Record, name: "record", measure: wire::record },
     Measurement { kind: What::Record, name: "record, without recording", measure: wire::forward },
@@ -88,22 +104,22 @@ const MEASUREMENTS: &[Measurement] = &[
     Measurement { kind: What::Memory, name: "memory of send", measure: memory::send },
     Measurement {
         kind: What::Memory,
-        name: "memory of recv",
+        name: "memory of recv -",
         measure: |c| memory::reading(&["recv", "-"], c),
     },
     Measurement {
         kind: What::Memory,
-        name: "memory of recv --digest",
+        name: "memory of recv - --digest",
         measure: |c| memory::reading(&["recv", "-", "--digest"], c),
     },
     Measurement {
         kind: What::Memory,
-        name: "memory of verify",
+        name: "memory of verify -",
         measure: |c| memory::reading(&["verify", "-"], c),
     },
     Measurement {
         kind: What::Memory,
-        name: "memory of inspect",
+        name: "memory of inspect -",
         measure: |c| memory::reading(&["inspect", "-"], c),
     },
 ];

@@ -17,12 +17,21 @@ use super::{Conditions, Found, Rate};
 /// Nothing here takes that long, unless something is wrong.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-pub(super) fn send_pattern(conditions: &Conditions) -> anyhow::Result<Found> {
-    let source = || Source::new(machine(conditions)?).with_pattern(None, Pattern::Byte(0x5a));
+/// What images are sent beside.
+#[derive(Clone, Copy)]
+pub(super) enum Beside {
+    /// A writer that has its bytes already.
+    Writer,
+    /// One that reads a file as well, which costs as much as sending it.
+    Copier,
+}
+
+pub(super) fn send_pattern(pattern: Pattern, conditions: &Conditions) -> anyhow::Result<Found> {
+    let source = || Source::new(machine(conditions)?).with_pattern(None, pattern);
     conditions.compare(|| send(source()?), || plain(conditions.size))
 }
 
-pub(super) fn send_images(conditions: &Conditions) -> anyhow::Result<Found> {
+pub(super) fn send_images(beside: Beside, conditions: &Conditions) -> anyhow::Result<Found> {
     let scratch = Scratch::new(conditions)?;
     let path = scratch.path().join("ram.ram");
     let mut image = BufWriter::with_capacity(CHUNK, File::create(&path)?);
@@ -33,8 +42,13 @@ pub(super) fn send_images(conditions: &Conditions) -> anyhow::Result<Found> {
     }
     image.flush()?;
     let source = || Source::new(machine(conditions)?).with_images(scratch.path());
-    // Reading the file costs as much as sending it, so the plain writer does so, too.
-    conditions.compare(|| send(source()?), || between(|to| copy(File::open(&path)?, TcpStream::connect(to)?)))
+    conditions.compare(
+        || send(source()?),
+        || match beside {
+            Beside::Writer => plain(conditions.size),
+            Beside::Copier => between(|to| copy(File::open(&path)?, TcpStream::connect(to)?)),
+        },
+    )
 }
 
 pub(super) fn recv(conditions: &Conditions) -> anyhow::Result<Found> {
