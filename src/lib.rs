@@ -15,7 +15,9 @@
 //! | [`wire`] | records and their bytes: no state, no I/O |
 //! | [`channel`] | the shape that the parsers of all channels share, and the feed that drives them |
 //! | [`stream`] | the main channel: step parser, mirror emitter, grammar, extents of opaque payloads |
+//! | [`multifd`] | a multifd channel: step parser, mirror emitter, payload codecs, synchronisation of all channels |
 //! | [`postcopy`] | the return path |
+//! | [`device_state`] | VFIO device state: main-channel records, packets, reassembly, synthetic devices |
 //! | [`guest`] | guest memory without a guest: images, digests, patterns, the XBZRLE cache |
 //! | `vmstate` | the VM description (JSON) and what the sections really measure |
 //! | `capture` | a recording of all channels of a migration (pcapng) |
@@ -29,7 +31,7 @@
 //! 1. What is parsed is emitted byte for byte: `emit(parse(b)) == b` for every accepted `b`.
 //! 2. No input makes it panic, and no peer chooses an allocation: lengths meet [`limits`] first.
 //! 3. Memory does not grow with the guest. Pages pass through by reference.
-//! 4. `wire`, `channel`, `stream` and `postcopy` know no socket, file, clock or thread. However a stream is cut, it gives the same
+//! 4. `wire`, `channel`, `stream`, `multifd`, `postcopy` and `device_state` know no socket, file, clock or thread. However a stream is cut, it gives the same
 //!    events, ranges and error texts.
 //! 5. The ranges of a channel's events tile it: every byte belongs to exactly one event.
 //! 6. Numbers on the wire are open: `SectionKind(0x42)` parses, prints and re-emits. Refusing is the grammar's decision.
@@ -61,12 +63,14 @@ pub mod capture;
 pub mod channel;
 #[cfg(feature = "container")]
 pub mod container;
+pub mod device_state;
 pub mod dialect;
 #[cfg(feature = "endpoint")]
 pub mod endpoint;
 pub mod error;
 pub mod guest;
 pub mod limits;
+pub mod multifd;
 pub mod postcopy;
 pub mod report;
 pub mod stream;

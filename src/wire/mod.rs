@@ -10,6 +10,7 @@ mod cursor;
 mod description;
 mod header;
 mod mapped_ram;
+mod multifd;
 mod name;
 mod numbers;
 mod ram;
@@ -24,6 +25,10 @@ pub use cursor::{Cursor, Fault};
 pub use description::DescriptionHead;
 pub use header::FileHeader;
 pub use mapped_ram::MappedRamHeader;
+pub use multifd::{
+    DevicePacket, MULTIFD_MAGIC, MULTIFD_PACKET_SIZE, MULTIFD_VERSION, Method, MultifdFlags, MultifdHello,
+    Offsets, PacketHead, PaddedName, RamPacket, packet_page_count,
+};
 pub use name::Name;
 pub use ram::{Bulk, Page, PageBody, PageWord, RamBlock, RamFields, RamFlags};
 pub use return_path::{BitmapHead, Message, MessageKind, RECV_BITMAP_END};

@@ -1,0 +1,1 @@
+//! Device state that is moved as such: VFIO.

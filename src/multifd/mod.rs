@@ -1,0 +1,3 @@
+//! Multifd channels.
+
+pub mod codec;
