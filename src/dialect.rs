@@ -130,6 +130,33 @@ differences! {
     /// Pages together with the SYNC flag in one multifd packet.
     MultifdDataWithSync: None, at(9, 0), None,
         "SYNC packets carry pages (migration/multifd.c)";
+    /// A multifd packet shows what earlier ones of its channel have left in the buffer.
+    MultifdStaleFields: None, at(9, 0), None,
+        "multifd_send_fill_packet does not clear the packet (migration/multifd.c)";
+    /// A multifd packet without pages shows the payload size of the one before.
+    MultifdStaleSize: None, at(8, 2), None,
+        "next_packet_size is not reset (migration/multifd.c)";
+    /// The method field of multifd flags has five bits instead of three.
+    MultifdWideMethod: at(9, 1), None, None,
+        "MULTIFD_FLAG_COMPRESSION_MASK (migration/multifd.h)";
+    /// One more synchronisation, with its word, in the section that completes RAM.
+    MultifdCompletionFlush: at(8, 1), at(9, 1), at(8, 1),
+        "ram_save_complete synchronises and writes the flush word (migration/ram.c)";
+    /// SYNC packets in the section that completes RAM, which no word of the main channel answers.
+    MultifdTrailingSync: at(9, 1), at(10, 0), at(8, 1),
+        "ram_save_complete synchronises and writes no word (migration/ram.c)";
+    /// A destination tells the kinds of connections apart by their first bytes.
+    MultifdPeek: at(8, 0), None, None,
+        "migration_ioc_process_incoming peeks at the magic (migration/migration.c)";
+    /// A destination looks at the first bytes even if it expects no multifd channel.
+    MultifdPeekAlways: at(10, 1), None, None,
+        "migration_channel_identify (migration/channel.c, before migration/migration.c)";
+    /// All multifd channels are connected before the first byte of the main channel is written.
+    MultifdBeforeMain: at(9, 0), None, None,
+        "multifd_send_setup waits for its channels (migration/multifd.c)";
+    /// Multifd packets of device state are told from packets of pages.
+    MultifdDevicePackets: at(10, 0), None, None,
+        "multifd_recv_unfill_packet_header (migration/multifd.c)";
     /// Header and pages of mapped-ram files.
     MappedRam: at(9, 0), None, None,
         "capability mapped-ram (migration/ram.c)";
@@ -210,6 +237,11 @@ impl Dialect {
     #[must_use]
     pub const fn on_machine(self, machine: Release) -> Self {
         Self { machine: Some(machine), ..self }
+    }
+
+    /// The newest known release on its newest machine type.
+    pub fn newest() -> Self {
+        Self { release: Release::KNOWN.last().copied(), machine: None }
     }
 
     /// Whether `difference` holds.

@@ -53,3 +53,17 @@ pub const MAX_CAPTURE_INTERFACES: usize = 4096;
 
 /// Longest interface name in a recording; ours have at most 16 bytes.
 pub const MAX_CAPTURE_NAME: usize = 256;
+
+/// Longest payload of a multifd packet of pages: 512 KiB of pages take at most this much in any method. It is the size of the
+/// receive buffer of stock destinations (`multifd_zlib_recv_setup`); 10.0.13 and 11.1 refuse more, others write past its end.
+pub const MAX_MULTIFD_PAYLOAD: u32 = 1 << 20;
+
+/// Longest payload of a multifd packet of device state. Stock sources send at most 1 MiB and 12 bytes, and a configuration of
+/// some KiB; the field is be32, and stock destinations reserve what it says.
+pub const MAX_DEVICE_PACKET: u32 = 16 << 20;
+
+/// Multifd channels of one migration: their id is a byte, and `multifd-channels` is at most 255.
+pub const MAX_MULTIFD_CHANNELS: usize = 255;
+
+/// Complaints of a lenient parser that are kept; a channel of nothing but errors would fill memory with them.
+pub const MAX_COMPLAINTS: usize = 64;

@@ -86,9 +86,7 @@ impl Memory {
     /// For deltas and compressed pages that cannot be expanded, and those of the file system.
     pub fn handle(&mut self, event: &Event<'_>, grammar: &Grammar, offset: u64) -> Result<()> {
         match event {
-            Event::Page(page) if self.digest || self.images.is_some() => {
-                self.handle_page(page, grammar, offset)
-            }
+            Event::Page(page) if self.keeps() => self.handle_page(page, grammar, offset),
             Event::RamBlock(block) => {
                 // A second block list replaces the first, as it does in the grammar.
                 if grammar.blocks().len() == 1 {
@@ -166,6 +164,35 @@ impl Memory {
                 let bytes = inflate(data, page_size as usize, offset)?;
                 self.store(index, at, &bytes, page_size)
             }
+        }
+    }
+
+    /// Whether pages are looked at: kept in images, or digested.
+    pub fn keeps(&self) -> bool {
+        self.digest || self.images.is_some()
+    }
+
+    /// The page at `offset` of a block is now `bytes`. What lies outside of the block is not there.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn set_page(&mut self, index: usize, offset: u64, bytes: &[u8], page_size: u64) -> Result<()> {
+        match self.blocks.get(index) {
+            Some(block) if offset < block.length && self.keeps() => {
+                self.store(index, offset, bytes, page_size)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The page at `offset` of a block is now all zero.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn set_zero_page(&mut self, index: usize, offset: u64, page_size: u64) -> Result<()> {
+        match self.blocks.get(index) {
+            Some(block) if offset < block.length && self.keeps() => self.store_zero(index, offset, page_size),
+            _ => Ok(()),
         }
     }
 

@@ -24,7 +24,9 @@ use super::Event;
 use crate::channel::ChannelEvent as _;
 use crate::dialect::{Dialect, Difference};
 use crate::error::{Error, ErrorKind, Result};
-use crate::limits::{MAX_CONFIGURATION_SUBSECTIONS, MAX_DESCRIPTION, MAX_PACKAGE, MAX_PAGE_BITS};
+use crate::limits::{
+    MAX_COMPLAINTS, MAX_CONFIGURATION_SUBSECTIONS, MAX_DESCRIPTION, MAX_PACKAGE, MAX_PAGE_BITS,
+};
 use crate::limits::{MAX_SECTIONS, MIN_PAGE_BITS};
 use crate::wire::{
     Command, CommandCode, ConfigurationSubsection, FileHeader, Name, RamFields, SectionHead, SectionKind,
@@ -96,9 +98,6 @@ impl Section {
         Name(&self.idstr)
     }
 }
-
-/// Complaints beyond this many are counted but not kept.
-const MAX_COMPLAINTS: usize = 64;
 
 /// State of the protocol on one main channel.
 #[derive(Clone, Debug)]
