@@ -7,19 +7,23 @@
 //! Nothing is kept unless it is asked for. The return path is answered when the source opens it: without SHUT a source waits
 //! for ever. Page requests are never made; a postcopy source then sends every page by itself.
 
-use std::io::{self, Read as _, Write as _};
+mod answers;
+mod patient;
+
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use super::pace::{Limits, Pace};
-use crate::capture::{ChannelTap, Direction};
-use crate::channel::{Feed, Input, Located};
+use crate::capture::ChannelTap;
+use crate::channel::{Feed, Located};
 use crate::dialect::{Dialect, Difference};
 use crate::error::{Error, ErrorKind, Result};
 use crate::guest::Memory;
 use crate::stream::{Event, Grammar, Mode, Parser, Phase};
 use crate::transport::Connection;
-use crate::wire::{Command, Message, PageBody, Wire as _};
+use crate::wire::{Command, Message, PageBody};
+use answers::Answers;
+use patient::Patient;
 
 /// Whether SWITCHOVER_ACK is sent. Capability `switchover-ack` is not visible on the wire: a source that has it waits for
 /// the acknowledgement, one that has not may fail over it.
@@ -329,87 +333,5 @@ impl Reception<'_> {
         let Arrival { bytes, pages, iterations, .. } = self.arrival;
         (self.watch)(&Progress { bytes, pages, iterations, elapsed: self.pace.elapsed() });
         self.arrival
-    }
-}
-
-/// The return path, from this side.
-struct Answers {
-    connection: Connection,
-    tap: Option<ChannelTap>,
-    enabled: bool,
-    is_open: bool,
-    acknowledge: u32,
-}
-
-impl Answers {
-    fn open(&mut self) -> Result<()> {
-        if self.is_open || !self.enabled {
-            return Ok(());
-        }
-        self.is_open = true;
-        for _ in 0..self.acknowledge {
-            self.say(&Message::SwitchoverAck)?;
-        }
-        Ok(())
-    }
-
-    /// Sends one message, if the source listens.
-    fn say(&mut self, message: &Message<'_>) -> Result<()> {
-        if !self.is_open {
-            return Ok(());
-        }
-        let mut bytes = Vec::with_capacity(message.wire_len());
-        message.emit(&mut bytes);
-        self.connection.write_all(&bytes).map_err(|e| self.connection.error("answering the source", e))?;
-        // A recording that fails says so when it is finished; the migration goes on.
-        if let Some(tap) = &self.tap {
-            let _ = tap.record(Direction::ToSource, &bytes);
-        }
-        Ok(())
-    }
-}
-
-/// The main channel as an input that runs out of patience.
-struct Patient<'a> {
-    connection: Connection,
-    tap: Option<ChannelTap>,
-    pace: &'a Pace,
-    /// EOF has come: the description follows at once or never.
-    lingering: bool,
-}
-
-/// How long the source may be silent where that may be the end: behind EOF, where a source whose machine has no description
-/// says nothing and waits, and behind what may be EOF on streams without footers.
-const LINGER: Duration = Duration::from_secs(2);
-
-impl Input for Patient<'_> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let Some(patience) = self.pace.patience() else { return Err(io::ErrorKind::TimedOut.into()) };
-        let linger = (self.lingering || self.pace.is_in_hurry()) && patience > LINGER;
-        let wait = if linger { LINGER } else { patience };
-        self.connection.set_read_timeout(Some(wait)).map_err(io::Error::other)?;
-        let count = match self.connection.read(buffer) {
-            Err(e) if e.kind() == io::ErrorKind::TimedOut && linger => {
-                return Err(io::ErrorKind::WouldBlock.into());
-            }
-            other => other?,
-        };
-        if let Some(tap) = &self.tap {
-            let _ = tap.record(Direction::ToDestination, &buffer[..count]);
-        }
-        Ok(count)
-    }
-
-    fn skip(&mut self, count: u64) -> io::Result<u64> {
-        let mut left = count;
-        let mut scrap = [0; 16 << 10];
-        while left > 0 {
-            let want = scrap.len().min(usize::try_from(left).unwrap_or(usize::MAX));
-            match self.read(&mut scrap[..want])? {
-                0 => break,
-                n => left -= n as u64,
-            }
-        }
-        Ok(count - left)
     }
 }
