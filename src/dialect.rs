@@ -138,7 +138,7 @@ differences! {
         "next_packet_size is not reset (migration/multifd.c)";
     /// The method field of multifd flags has five bits instead of three.
     MultifdWideMethod: at(9, 1), None, None,
-        "MULTIFD_FLAG_COMPRESSION_MASK (migration/multifd.h)";
+        "MULTIFD_FLAG_COMPRESSION_MASK, compared in multifd_ram_recv (migration/multifd-nocomp.c)";
     /// One more synchronisation, with its word, in the section that completes RAM.
     MultifdCompletionFlush: at(8, 1), at(9, 1), at(8, 1),
         "ram_save_complete synchronises and writes the flush word (migration/ram.c)";
@@ -150,7 +150,7 @@ differences! {
         "migration_ioc_process_incoming peeks at the magic (migration/migration.c)";
     /// A destination looks at the first bytes even if it expects no multifd channel.
     MultifdPeekAlways: at(10, 1), None, None,
-        "migration_channel_identify (migration/channel.c, before migration/migration.c)";
+        "migration_channel_identify, before 11.0 in another file (migration/channel.c)";
     /// All multifd channels are connected before the first byte of the main channel is written.
     MultifdBeforeMain: at(9, 0), None, None,
         "multifd_send_setup waits for its channels (migration/multifd.c)";

@@ -8,22 +8,37 @@
 //! for ever. Page requests are never made; a postcopy source then sends every page by itself.
 
 mod answers;
+mod channel;
+mod channels;
+mod doorman;
 mod patient;
 
+use std::collections::BTreeMap;
+
 use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+
 use super::pace::{Limits, Pace};
-use crate::capture::ChannelTap;
+use crate::capture::{Recorder, interface_name};
 use crate::channel::{Feed, Located};
 use crate::dialect::{Dialect, Difference};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{ChannelId, Error, ErrorKind, Result};
 use crate::guest::Memory;
+use crate::multifd::SyncMode;
 use crate::stream::{Event, Grammar, Mode, Parser, Phase};
-use crate::transport::Connection;
-use crate::wire::{Command, Message, PageBody};
+use crate::transport::{Connection, Listener};
+use crate::wire::{Command, Message, Method, PageBody, PageWord, RamFlags, SectionKind};
 use answers::Answers;
+use channels::{Channels, Closed, Settings};
+use doorman::Front;
 use patient::Patient;
+
+pub use channels::{ChannelArrival, Expected};
 
 /// Whether SWITCHOVER_ACK is sent. Capability `switchover-ack` is not visible on the wire: a source that has it waits for
 /// the acknowledgement, one that has not may fail over it.
@@ -47,7 +62,10 @@ pub struct Destination {
     reply: bool,
     acknowledge: Acknowledge,
     memory: Memory,
-    tap: Option<ChannelTap>,
+    expected: Expected,
+    method: Option<Method>,
+    uuid: Option<[u8; 16]>,
+    recorder: Option<Recorder>,
 }
 
 /// How far a migration has come.
@@ -88,6 +106,14 @@ pub struct Arrival {
     pub postcopy: bool,
     /// Time from taking over the connection to the last answer.
     pub elapsed: Duration,
+    /// What came over each multifd channel, by its id.
+    pub channels: BTreeMap<u8, ChannelArrival>,
+    /// How the multifd channels were synchronised; `None` if there was none.
+    pub sync_mode: Option<SyncMode>,
+    /// How often they were.
+    pub synchronisations: u64,
+    /// How their pages were encoded, if there were any.
+    pub method: Option<Method>,
     /// The guest's memory as far as it was kept.
     pub memory: Memory,
     /// What a strict reading would have refused.
@@ -112,7 +138,10 @@ impl Destination {
             reply: true,
             acknowledge: Acknowledge::Never,
             memory: Memory::new(),
-            tap: None,
+            expected: Expected::Auto,
+            method: None,
+            uuid: None,
+            recorder: None,
         }
     }
 
@@ -158,38 +187,137 @@ impl Destination {
         self
     }
 
-    /// The same, recording both directions of the main channel.
+    /// The same, with so many multifd channels.
     #[must_use]
-    pub fn with_tap(mut self, tap: ChannelTap) -> Self {
-        self.tap = Some(tap);
+    pub fn with_channels(mut self, expected: Expected) -> Self {
+        self.expected = expected;
         self
     }
 
-    /// Receives one migration over `connection`. `watch` is told how far it has come, some times a second.
-    pub fn receive(self, connection: Connection, mut watch: impl FnMut(&Progress)) -> Arrival {
-        let pace = Pace::new(self.limits);
+    /// The same, taking pages on multifd channels that are encoded like this only.
+    #[must_use]
+    pub fn with_compression(mut self, method: Method) -> Self {
+        self.method = Some(method);
+        self
+    }
+
+    /// The same, of a virtual machine with this UUID, which multifd channels compare. Otherwise they only have to agree.
+    #[must_use]
+    pub fn with_uuid(mut self, uuid: [u8; 16]) -> Self {
+        self.uuid = Some(uuid);
+        self
+    }
+
+    /// The same, recording all channels. The caller finishes the recording.
+    #[must_use]
+    pub fn with_recorder(mut self, recorder: Recorder) -> Self {
+        self.recorder = Some(recorder);
+        self
+    }
+
+    /// Receives one migration over one `connection`. `watch` is told how far it has come, some times a second.
+    pub fn receive(mut self, connection: Connection, mut watch: impl FnMut(&Progress)) -> Arrival {
+        self.expected = Expected::Exactly(0);
+        let channels = self.channels();
+        let front = Front { connection, first: Vec::new() };
+        self.main_channel(front, &channels, &mut watch).close(channels, &mut watch)
+    }
+
+    /// Receives one migration over as many connections as the source opens to `listener`.
+    ///
+    /// # Errors
+    /// If no main channel has come in time. Everything later is in the [`Arrival`].
+    pub fn listen(mut self, listener: &Listener, mut watch: impl FnMut(&Progress)) -> Result<Arrival> {
+        if !listener.is_socket() {
+            return match listener.accept(self.limits.total)? {
+                Some(connection) => Ok(self.receive(connection, watch)),
+                None => Err(nobody()),
+            };
+        }
+        let channels = self.channels();
+        let received = thread::scope(|scope| {
+            let (sender, fronts) = bounded(1);
+            let shared = &channels;
+            let attend = move || doorman::attend(scope, shared, listener, sender);
+            let doorman = thread::Builder::new().name("doorman".to_owned()).spawn_scoped(scope, attend);
+            let received = match doorman {
+                Ok(_) => self
+                    .await_main(&fronts, &channels)
+                    .map(|front| self.main_channel(front, &channels, &mut watch)),
+                Err(e) => Err(Error::io("accepting", "a thread cannot be started", e)),
+            };
+            // Everybody else ends now, by reading what is there or by being cut off.
+            channels.finish(received.as_ref().is_ok_and(|received| received.outcome.is_ok()));
+            received
+        })?;
+        Ok(received.close(channels, &mut watch))
+    }
+
+    fn channels(&mut self) -> Channels {
+        let settings = Settings {
+            expected: self.expected,
+            method: self.method,
+            uuid: self.uuid,
+            mode: self.mode,
+            dialect: self.dialect,
+            limits: self.limits,
+            recorder: self.recorder.clone(),
+        };
+        Channels::new(settings, std::mem::take(&mut self.memory))
+    }
+
+    /// The main channel, as soon as one of the connections turns out to be it.
+    fn await_main(&self, fronts: &Receiver<Front>, channels: &Channels) -> Result<Front> {
+        let begin = Instant::now();
+        let mut company = None;
+        loop {
+            match fronts.recv_timeout(TICK) {
+                Ok(front) => return Ok(front),
+                Err(RecvTimeoutError::Disconnected) => return Err(nobody()),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if let Some(failure) = channels.failure() {
+                return Err(failure);
+            }
+            if channels.accepted() > 0 {
+                company.get_or_insert_with(Instant::now);
+            }
+            if self.limits.total.is_some_and(|total| begin.elapsed() >= total) {
+                return Err(nobody());
+            }
+            if company.is_some_and(|since: Instant| since.elapsed() >= self.limits.silence) {
+                let message = "there are connections, but none of them is a main channel";
+                return Err(Error::nowhere(ErrorKind::Timeout, "accepting", message));
+            }
+        }
+    }
+
+    fn main_channel(&self, front: Front, channels: &Channels, watch: &mut dyn FnMut(&Progress)) -> Received {
+        let Front { connection, first } = front;
+        let pace = Pace::new(self.limits).with_others(Arc::clone(&channels.activity));
+        let tap = self.recorder.as_ref().map(|recorder| recorder.channel(interface_name(ChannelId::Main)));
         let mut parser = Parser::with(self.mode, self.dialect);
         let mut reception = Reception {
             answers: Answers {
                 connection: connection.clone(),
-                tap: self.tap.clone(),
+                tap: tap.clone(),
                 enabled: self.reply && connection.is_bidirectional(),
                 is_open: false,
                 acknowledge: self.acknowledgements(),
             },
-            arrival: Arrival::new(self.memory),
+            arrival: Arrival::new(),
             place: (0, 0),
+            channels,
             pace: &pace,
-            watch: &mut watch,
+            watch,
             watched: Instant::now(),
         };
-        let input = Patient { connection, tap: self.tap, pace: &pace, lingering: false };
-        let outcome = reception.run(&mut Feed::new(input), &mut parser);
-        let mut arrival = reception.finish(outcome);
+        let input = Patient { connection, first, tap, pace: &pace, lingering: false };
+        let outcome = reception.run(&mut Feed::new(input), &mut parser).map_err(|e| reception.overdue(e));
+        let Reception { answers, mut arrival, .. } = reception;
         arrival.postcopy = parser.grammar().is_postcopy();
         arrival.complaints = parser.grammar().complaints().to_vec();
-        arrival.elapsed = pace.elapsed();
-        arrival
+        Received { answers, arrival, outcome, pace }
     }
 
     fn acknowledgements(&self) -> u32 {
@@ -204,7 +332,7 @@ impl Destination {
 }
 
 impl Arrival {
-    fn new(memory: Memory) -> Self {
+    fn new() -> Self {
         Self {
             machine: None,
             bytes: 0,
@@ -217,7 +345,11 @@ impl Arrival {
             return_path: false,
             postcopy: false,
             elapsed: Duration::ZERO,
-            memory,
+            channels: BTreeMap::new(),
+            sync_mode: None,
+            synchronisations: 0,
+            method: None,
+            memory: Memory::new(),
             complaints: Vec::new(),
             error: None,
         }
@@ -225,15 +357,19 @@ impl Arrival {
 }
 
 /// A migration that is being received.
-struct Reception<'a> {
+struct Reception<'a, 'b> {
     answers: Answers,
     arrival: Arrival,
     /// Block and offset of the last page: a step back begins a new pass.
     place: (usize, u64),
-    pace: &'a Pace,
+    channels: &'a Channels,
+    pace: &'b Pace,
     watch: &'a mut dyn FnMut(&Progress),
     watched: Instant,
 }
+
+/// How often a destination that waits for its main channel looks round.
+const TICK: Duration = Duration::from_millis(50);
 
 /// How often the watcher is told, at most.
 const WATCH_INTERVAL: Duration = Duration::from_millis(100);
@@ -241,7 +377,7 @@ const WATCH_INTERVAL: Duration = Duration::from_millis(100);
 /// Pages between two looks at the clock.
 const WATCH_PAGES: u64 = 4096;
 
-impl Reception<'_> {
+impl Reception<'_, '_> {
     fn run(&mut self, feed: &mut Feed<Patient<'_>>, parser: &mut Parser) -> Result<()> {
         // Reading is left twice: at EOF, when little more is to come, and at the end.
         loop {
@@ -282,20 +418,46 @@ impl Reception<'_> {
                 self.arrival.machine = Some(configuration.machine.text().into_owned());
             }
             Event::Section(_) => {
+                if arrival.sections == 0 {
+                    self.channels.set_page_size(grammar.page_size());
+                }
                 arrival.sections += 1;
                 // Without footers, the end of the last device is an EOF that nothing may follow.
                 self.pace.set_hurry(grammar.phase() == Phase::Payload && grammar.footers() == Some(false));
             }
             Event::Command(command) => self.answer(command)?,
+            Event::RamWord(word) => self.synchronise(*word, grammar)?,
             _ => {}
         }
-        self.arrival.memory.handle(&located.event, grammar, located.range.start)?;
+        let is_for_memory = match located.event {
+            Event::Page(_) => self.channels.keeps,
+            Event::RamBlock(_) => true,
+            _ => false,
+        };
+        if is_for_memory {
+            self.channels.memory().handle(&located.event, grammar, located.range.start)?;
+        }
         match grammar.phase() {
             Phase::AfterEof | Phase::Trailing if grammar.package_end().is_none() => {
                 Ok(ControlFlow::Break(()))
             }
             _ => Ok(ControlFlow::Continue(())),
         }
+    }
+
+    /// A word of RAM may be where the multifd channels have to have come as far.
+    fn synchronise(&mut self, word: PageWord, grammar: &Grammar) -> Result<()> {
+        let in_start = grammar.current_section().is_some_and(|(kind, ..)| kind == SectionKind::START);
+        let mode = match (word.flags(grammar.page_size()).action(), self.channels.sync_mode()) {
+            (RamFlags::MULTIFD_FLUSH, None | Some(SyncMode::PerRound)) => SyncMode::PerRound,
+            // A source that writes the word has written it before the first EOS.
+            (RamFlags::EOS, None) if in_start => SyncMode::PerSection,
+            (RamFlags::EOS, Some(SyncMode::PerSection)) => SyncMode::PerSection,
+            _ => return Ok(()),
+        };
+        self.channels.synchronise(mode, grammar.blocks(), self.pace)?;
+        self.pace.note_record();
+        Ok(())
     }
 
     fn answer(&mut self, command: &Command<'_>) -> Result<()> {
@@ -312,26 +474,68 @@ impl Reception<'_> {
     fn tell(&mut self) {
         if self.watched.elapsed() >= WATCH_INTERVAL {
             self.watched = Instant::now();
-            let Arrival { bytes, pages, iterations, .. } = self.arrival;
-            (self.watch)(&Progress { bytes, pages, iterations, elapsed: self.pace.elapsed() });
+            (self.watch)(&progress(&self.arrival, self.channels, self.pace));
         }
     }
 
-    /// Says the last word to the source, and closes the books.
-    fn finish(mut self, outcome: Result<()>) -> Arrival {
-        let outcome = outcome.map_err(|e| match (e.kind(), self.pace.is_overdue()) {
+    /// An error of silence, if it is not silence that ended it.
+    fn overdue(&self, e: Error) -> Error {
+        match (e.kind(), self.pace.is_overdue()) {
             (ErrorKind::Timeout, true) => {
                 let message = "the migration took longer than it may";
                 Error::new(ErrorKind::Timeout, self.arrival.bytes, "receiving", message)
             }
             _ => e,
-        });
-        let outcome = outcome.and(self.arrival.memory.flush());
+        }
+    }
+}
+
+/// A main channel that has ended, well or not.
+struct Received {
+    answers: Answers,
+    arrival: Arrival,
+    outcome: Result<()>,
+    pace: Pace,
+}
+
+impl Received {
+    /// Says the last word to the source, and closes the books.
+    fn close(mut self, channels: Channels, watch: &mut dyn FnMut(&Progress)) -> Arrival {
+        let bytes = channels.bytes.load(Ordering::Relaxed);
+        let closed: Closed = channels.close();
+        let mut memory = closed.memory;
+        // A channel that has failed has ended the main channel too; its error is the reason.
+        let outcome = closed.failure.map_or(Ok(()), Err).and(self.outcome).and_then(|()| memory.flush());
         // A source that waits for SHUT learns of the failure by it; that nobody reads it any more changes nothing.
         let told = self.answers.say(&Message::Shut(u32::from(outcome.is_err())));
-        self.arrival.error = outcome.and(told).err();
-        let Arrival { bytes, pages, iterations, .. } = self.arrival;
-        (self.watch)(&Progress { bytes, pages, iterations, elapsed: self.pace.elapsed() });
+        let arrival = &mut self.arrival;
+        arrival.error = outcome.and(told).err();
+        for channel in closed.arrivals.values() {
+            arrival.pages += channel.pages;
+            arrival.zero_pages += channel.zero_pages;
+        }
+        arrival.complaints.extend(closed.complaints);
+        arrival.channels = closed.arrivals;
+        arrival.sync_mode = closed.sync_mode;
+        arrival.synchronisations = closed.synchronisations;
+        arrival.method = closed.method;
+        arrival.memory = memory;
+        arrival.elapsed = self.pace.elapsed();
+        let Arrival { pages, iterations, elapsed, .. } = *arrival;
+        watch(&Progress { bytes: arrival.bytes + bytes, pages, iterations, elapsed });
         self.arrival
     }
+}
+
+fn progress(arrival: &Arrival, channels: &Channels, pace: &Pace) -> Progress {
+    Progress {
+        bytes: arrival.bytes + channels.bytes.load(Ordering::Relaxed),
+        pages: arrival.pages + channels.pages.load(Ordering::Relaxed),
+        iterations: arrival.iterations,
+        elapsed: pace.elapsed(),
+    }
+}
+
+fn nobody() -> Error {
+    Error::nowhere(ErrorKind::Timeout, "accepting", "no source connected in time")
 }

@@ -11,6 +11,8 @@ use crate::transport::Connection;
 /// The main channel as an input that runs out of patience.
 pub(super) struct Patient<'a> {
     pub(super) connection: Connection,
+    /// Bytes that have been read already.
+    pub(super) first: Vec<u8>,
     pub(super) tap: Option<ChannelTap>,
     pub(super) pace: &'a Pace,
     /// EOF has come: the description follows at once or never.
@@ -21,8 +23,24 @@ pub(super) struct Patient<'a> {
 /// says nothing and waits, and behind what may be EOF on streams without footers.
 const LINGER: Duration = Duration::from_secs(2);
 
+impl Patient<'_> {
+    /// A recording that fails says so when it is finished; the migration goes on.
+    fn record(&self, bytes: &[u8]) {
+        if let Some(tap) = &self.tap {
+            let _ = tap.record(Direction::ToDestination, bytes);
+        }
+    }
+}
+
 impl Input for Patient<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if !self.first.is_empty() {
+            let count = self.first.len().min(buffer.len());
+            buffer[..count].copy_from_slice(&self.first[..count]);
+            self.first.drain(..count);
+            self.record(&buffer[..count]);
+            return Ok(count);
+        }
         let Some(patience) = self.pace.patience() else { return Err(io::ErrorKind::TimedOut.into()) };
         let linger = (self.lingering || self.pace.is_in_hurry()) && patience > LINGER;
         let wait = if linger { LINGER } else { patience };
@@ -31,11 +49,13 @@ impl Input for Patient<'_> {
             Err(e) if e.kind() == io::ErrorKind::TimedOut && linger => {
                 return Err(io::ErrorKind::WouldBlock.into());
             }
+            // The pages of a long round may come over other channels.
+            Err(e) if e.kind() == io::ErrorKind::TimedOut && self.pace.patience().is_some() => {
+                return Err(io::ErrorKind::Interrupted.into());
+            }
             other => other?,
         };
-        if let Some(tap) = &self.tap {
-            let _ = tap.record(Direction::ToDestination, &buffer[..count]);
-        }
+        self.record(&buffer[..count]);
         Ok(count)
     }
 

@@ -25,3 +25,11 @@ pub trait Codec: Send {
     /// Where the payload does not hold exactly these pages; the offset is that in the payload.
     fn decode(&mut self, payload: &[u8], page_size: usize, pages: &mut [u8]) -> Result<()>;
 }
+
+/// Temporary.
+///
+/// # Errors
+/// Always.
+pub fn open(method: Method, _level: Option<u32>) -> Result<Box<dyn Codec>> {
+    Err(crate::Error::nowhere(crate::ErrorKind::Unsupported, "codec", method.to_string()))
+}
