@@ -69,8 +69,11 @@ pub(super) fn serve(channels: &Channels, connection: &Connection, first: Vec<u8>
     for complaint in parser.complaints() {
         channels.complain(complaint.clone());
     }
-    channels.leave(id, &outcome);
     match outcome {
+        Ok(()) => {
+            channels.leave(id);
+            Ok(())
+        }
         // The end came while the source was still writing what nobody waits for.
         Err(e) if channels.is_complete() && e.kind() == ErrorKind::Truncated => Ok(()),
         outcome => outcome,

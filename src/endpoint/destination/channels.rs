@@ -299,12 +299,9 @@ impl Channels {
         self.state().arrivals.insert(id, arrival);
     }
 
-    /// Channel `id` has ended.
-    pub(super) fn leave(&self, id: u8, outcome: &Result<()>) {
-        self.change(|state| match outcome {
-            Ok(()) => state.barrier.close(id),
-            Err(_) => state.barrier.fail(id),
-        });
+    /// Channel `id` has ended between two packets.
+    pub(super) fn leave(&self, id: u8) {
+        self.change(|state| state.barrier.close(id));
     }
 
     /// Everything is there, and what is read now came late.
@@ -327,8 +324,12 @@ impl Channels {
     /// The migration has failed: the first error counts, and nobody waits any more.
     pub(super) fn fail(&self, error: Error) {
         self.change(|state| {
+            if state.end == Some(End::Broken) {
+                // Who is cut off complains, and says nothing new.
+                return;
+            }
             state.failure.get_or_insert(error);
-            state.end.get_or_insert(End::Broken);
+            state.end = Some(End::Broken);
             state.let_go(Connection::shutdown);
             // The main channel still has to say on its return path that it has failed.
             if let Some(main) = &state.main {
@@ -388,7 +389,8 @@ impl Channels {
             if let Some(failure) = &state.failure {
                 return Err(failure.clone());
             }
-            let ids: Vec<u8> = state.barrier.ids().collect();
+            let mut ids: Vec<u8> = state.barrier.ids().collect();
+            ids.sort_unstable();
             let highest = ids.iter().max().map_or(0, |id| usize::from(*id) + 1);
             let is_settled = match self.settings.expected {
                 Expected::Exactly(count) => ids.len() == usize::from(count),
@@ -421,6 +423,7 @@ impl Channels {
 
     fn absent(&self, ids: &[u8], highest: usize) -> Error {
         let wanted = match self.settings.expected {
+            Expected::Auto if highest == 0 => return none_connected(),
             Expected::Exactly(count) => usize::from(count),
             Expected::Auto => highest,
         };

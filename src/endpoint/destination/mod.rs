@@ -226,7 +226,7 @@ impl Destination {
     /// Receives one migration over as many connections as the source opens to `listener`.
     ///
     /// # Errors
-    /// If no main channel has come in time. Everything later is in the [`Arrival`].
+    /// If a file or command cannot be opened. Everything else is in the [`Arrival`], also that nobody came.
     pub fn listen(mut self, listener: &Listener, mut watch: impl FnMut(&Progress)) -> Result<Arrival> {
         if !listener.is_socket() {
             return match listener.accept(self.limits.total)? {
@@ -240,16 +240,23 @@ impl Destination {
             let shared = &channels;
             let attend = move || doorman::attend(scope, shared, listener, sender);
             let doorman = thread::Builder::new().name("doorman".to_owned()).spawn_scoped(scope, attend);
-            let received = match doorman {
-                Ok(_) => self
-                    .await_main(&fronts, &channels)
-                    .map(|front| self.main_channel(front, &channels, &mut watch)),
+            let front = match doorman {
+                Ok(_) => self.await_main(&fronts, &channels),
                 Err(e) => Err(Error::io("accepting", "a thread cannot be started", e)),
             };
+            let received = match front {
+                Ok(front) => self.main_channel(front, &channels, &mut watch),
+                Err(error) => Received {
+                    answers: None,
+                    arrival: Arrival::new(),
+                    outcome: Err(error),
+                    pace: Pace::new(self.limits),
+                },
+            };
             // Everybody else ends now, by reading what is there or by being cut off.
-            channels.finish(received.as_ref().is_ok_and(|received| received.outcome.is_ok()));
+            channels.finish(received.outcome.is_ok());
             received
-        })?;
+        });
         Ok(received.close(channels, &mut watch))
     }
 
@@ -271,13 +278,13 @@ impl Destination {
         let begin = Instant::now();
         let mut company = None;
         loop {
-            match fronts.recv_timeout(TICK) {
-                Ok(front) => return Ok(front),
-                Err(RecvTimeoutError::Disconnected) => return Err(nobody()),
-                Err(RecvTimeoutError::Timeout) => {}
-            }
-            if let Some(failure) = channels.failure() {
-                return Err(failure);
+            let waited = fronts.recv_timeout(TICK);
+            // What is wrong with another connection says more than that there is no main channel.
+            match (waited, channels.failure()) {
+                (_, Some(failure)) => return Err(failure),
+                (Ok(front), None) => return Ok(front),
+                (Err(RecvTimeoutError::Disconnected), None) => return Err(nobody()),
+                (Err(RecvTimeoutError::Timeout), None) => {}
             }
             if channels.accepted() > 0 {
                 company.get_or_insert_with(Instant::now);
@@ -317,7 +324,7 @@ impl Destination {
         let Reception { answers, mut arrival, .. } = reception;
         arrival.postcopy = parser.grammar().is_postcopy();
         arrival.complaints = parser.grammar().complaints().to_vec();
-        Received { answers, arrival, outcome, pace }
+        Received { answers: Some(answers), arrival, outcome, pace }
     }
 
     fn acknowledgements(&self) -> u32 {
@@ -492,7 +499,7 @@ impl Reception<'_, '_> {
 
 /// A main channel that has ended, well or not.
 struct Received {
-    answers: Answers,
+    answers: Option<Answers>,
     arrival: Arrival,
     outcome: Result<()>,
     pace: Pace,
@@ -507,7 +514,8 @@ impl Received {
         // A channel that has failed has ended the main channel too; its error is the reason.
         let outcome = closed.failure.map_or(Ok(()), Err).and(self.outcome).and_then(|()| memory.flush());
         // A source that waits for SHUT learns of the failure by it; that nobody reads it any more changes nothing.
-        let told = self.answers.say(&Message::Shut(u32::from(outcome.is_err())));
+        let shut = Message::Shut(u32::from(outcome.is_err()));
+        let told = self.answers.map_or(Ok(()), |mut answers| answers.say(&shut));
         let arrival = &mut self.arrival;
         arrival.error = outcome.and(told).err();
         for channel in closed.arrivals.values() {
