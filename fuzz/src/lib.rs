@@ -9,7 +9,9 @@
 //! To replay what a fuzzer has found: `cargo run -p migwire-fuzz --features targets --bin BODY -- FILE..`
 
 pub mod cut_anywhere;
+pub mod interleave;
 pub mod lenient;
+pub mod multifd;
 pub mod reemit;
 pub mod return_path;
 pub mod whole_parse;

@@ -118,7 +118,43 @@ fn made() -> Vec<(&'static str, String, Vec<u8>)> {
     let others = others.into_iter().flat_map(|(body, seeds)| {
         seeds.iter().map(move |(name, bytes)| (body, format!("{name}.bin"), bytes.to_vec()))
     });
-    streams.chain(others).collect()
+    let recipes: [(&str, &[u8]); 4] = [
+        ("one-channel", b"\x00\x00\x01\x00\x03\x00\x04\x01\x02\x03\x04"),
+        (
+            "three-rounds",
+            b"\x01\x03\x02\x00\x05\x01\x04\x09\x08\x07\x06\x02\x03\x01\x01\x02\x03\x04\x05\x06\x07\x08",
+        ),
+        ("a-sync-is-missing", b"\x02\x02\x01\x07\x01\x04\x00\x03\x01\x02"),
+        ("slow", b"\x00\x04\x04\x00\x07\x00\x04\x01\x01\x01\x02\x01\x00\x02\x00\x03\x00\x04\x00"),
+    ];
+    let recipes =
+        recipes.into_iter().map(|(name, bytes)| ("interleave", format!("{name}.bin"), bytes.to_vec()));
+    streams.chain(others).chain(recipes).chain(packets()).collect()
+}
+
+/// Multifd channels of some releases; the first byte chooses page size and release, as the body reads it.
+fn packets() -> Vec<(&'static str, String, Vec<u8>)> {
+    use migwire::multifd::Framer;
+    use migwire::wire::{Method, MultifdHello, Wire as _};
+    let mut seeds = Vec::new();
+    for (name, choice, release, page_size) in
+        [("5.2", 7 + 2, "5.2", 4096), ("9.0-16k", 21 + 4, "9.0", 16384), ("11.1-64k", 28 + 6, "11.1", 65536)]
+    {
+        let mut framer = Framer::new(release.parse().unwrap_or_default(), page_size);
+        let mut bytes = vec![choice];
+        MultifdHello::new(1, [7; 16]).emit(&mut bytes);
+        bytes.extend_from_slice(framer.sync(0));
+        let zero: &[u64] = if release == "5.2" { &[] } else { &[3 * page_size] };
+        bytes.extend_from_slice(framer.pages(b"pc.ram", &[page_size], zero, Method::ZLIB, 7, 1));
+        bytes.extend_from_slice(b"\x78\x01 zlib");
+        bytes.extend_from_slice(framer.pages_with_sync(b"pc.ram", &[0], Method::ZLIB, 3, 2));
+        bytes.extend_from_slice(b"abc");
+        bytes.extend_from_slice(framer.empty(3));
+        bytes.extend_from_slice(&Framer::device(b"0000:00:04.0/vfio", 0, 5));
+        bytes.extend_from_slice(b"state");
+        seeds.push(("multifd", format!("{name}.bin"), bytes));
+    }
+    seeds
 }
 
 #[test]
