@@ -53,3 +53,23 @@ pub const MAX_CAPTURE_INTERFACES: usize = 4096;
 
 /// Longest interface name in a recording; ours have at most 16 bytes.
 pub const MAX_CAPTURE_NAME: usize = 256;
+
+/// Longest payload of a device-state packet. A stock source sends at most 1 MiB and 12 bytes (`VFIO_MIG_STOP_DATA_BUFFER_SIZE`),
+/// and a config of some KiB; the field is be32, and a stock destination allocates whatever it says. 16 MiB leaves room for
+/// sources with larger buffers, and is what one channel can make us hold.
+pub const MAX_DEVICE_PACKET: u32 = 16 << 20;
+
+/// Longest config of a VFIO device: 4 KiB of config space and the largest MSI-X table (2048 entries) make 37 KiB, and a
+/// subsection of some bytes may follow.
+pub const MAX_DEVICE_CONFIG: usize = 1 << 20;
+
+/// Longest `DEV_DATA_STATE` record of a main channel. From 8.1 on it has at most 1 MiB; before, the device's driver chose its
+/// migration region. It passes through in pieces, never collected.
+pub const MAX_DEVICE_DATA: u64 = 4 << 30;
+
+/// Most packets of device state that may wait for one that is missing: an empty packet takes no memory that counts, but a place
+/// in a map. With the 1 MiB of a stock source that is 256 GiB of state, far more than may wait anyway.
+pub const MAX_QUEUED_PACKETS: usize = 1 << 18;
+
+/// Most devices of one guest whose state comes as such. QEMU limits them by PCI slots; some tens are a lot.
+pub const MAX_DEVICES: usize = 4096;
