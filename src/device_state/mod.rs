@@ -2,6 +2,8 @@
 
 mod config;
 mod section;
+mod synthetic;
 
 pub use config::{Capabilities, Capability, Config, ConfigPacket, Msix, PciConfig};
 pub use section::{VfioEvent, VfioParser, VfioSection};
+pub use synthetic::{Arrangement, Plan, Record, SyntheticCheck, SyntheticDevice, SyntheticVerdict};
