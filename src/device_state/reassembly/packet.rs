@@ -39,7 +39,16 @@ impl Assembler {
     /// # Errors
     /// What a destination refuses by the head alone; `Misuse` if the channel has not ended its last packet.
     pub fn begin(&mut self, packet: &DevicePacket<'_>, channel: ChannelId, offset: u64) -> Result<Slot> {
-        let id = self.owner(packet).map_err(|(kind, message)| at(kind, offset, message).on(channel))?;
+        let id = match self.owner(packet) {
+            Ok(id) => id,
+            Err((kind, message)) => {
+                let error = at(kind, offset, message).on(channel);
+                return Err(match self.find(packet.idstr.name(), packet.instance_id) {
+                    Some(id) => self.remember(id, error),
+                    None => error,
+                });
+            }
+        };
         if self.flights.iter().flatten().any(|flight| flight.channel == channel) {
             let message = "a packet begins where another one has not ended";
             return Err(at(ErrorKind::Misuse, offset, message).on(channel));
