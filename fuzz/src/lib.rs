@@ -9,6 +9,7 @@
 //! To replay what a fuzzer has found: `cargo run -p migwire-fuzz --features targets --bin BODY -- FILE..`
 
 pub mod cut_anywhere;
+pub mod device_state;
 pub mod lenient;
 pub mod reemit;
 pub mod return_path;

@@ -76,7 +76,7 @@ impl Assembler {
     /// Takes the next bytes of a packet's payload.
     ///
     /// # Errors
-    /// What a destination refuses, once the packet's own head is there; the rest of the packet is dropped then. `Misuse`: more
+    /// What a destination refuses, once the packet's own head is there; the rest of the packet may come and is dropped. `Misuse`: more
     /// bytes than the payload has.
     pub fn piece(&mut self, slot: &mut Slot, mut bytes: &[u8], out: &mut Out<'_>) -> Result<()> {
         let flight = open(&mut self.flights, slot.0)?;

@@ -312,7 +312,9 @@ fn everything_may_go_over_the_main_channel() {
         bench.section(SectionKind::PART, &VfioTag::DEV_INIT_DATA_SENT.0.to_be_bytes()).unwrap();
         bench.switchover().unwrap();
         bench.section(SectionKind::END, &[&data_record(b"c")[..], &data_record(b"d"), END].concat()).unwrap();
-        insta::allow_duplicates!(insta::assert_snapshot!(bench.incomplete(), @"no config has come on any channel"));
+        insta::allow_duplicates!(
+            insta::assert_snapshot!(bench.incomplete(), @"no config has come on any channel")
+        );
         bench.section(SectionKind::FULL, CONFIG).unwrap();
         let report = bench.report();
         assert_eq!((&*bench.state, report.incomplete), (&b"abcd"[..], None));
@@ -372,7 +374,9 @@ fn data_on_main_behind_packets_is_refused() {
         // A config there, and packets.
         let mut bench = Bench::new(Ability::Live);
         bench.section(SectionKind::FULL, CONFIG).unwrap();
-        insta::allow_duplicates!(insta::assert_snapshot!(bench.data(0, b"x").unwrap_err(), @"device state: packet 0 of 0000:00:04.0/vfio, which has its config already (multifd channel 0, offset 0x40)"));
+        insta::allow_duplicates!(
+            insta::assert_snapshot!(bench.data(0, b"x").unwrap_err(), @"device state: packet 0 of 0000:00:04.0/vfio, which has its config already (multifd channel 0, offset 0x40)")
+        );
     }
 }
 
