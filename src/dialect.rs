@@ -205,6 +205,18 @@ differences! {
     /// Device state may travel on multifd channels.
     MultifdDeviceState: at(10, 0), None, at(10, 0),
         "MULTIFD_FLAG_DEVICE_STATE (migration/multifd-device-state.c)";
+    /// The config of a VFIO device is part of its END section, and does not end it.
+    VfioConfigInEnd: None, at(6, 0), None,
+        "vfio_save_complete_precopy writes DEV_CONFIG_STATE (hw/vfio/migration.c)";
+    /// The config of a VFIO device is a FULL section, and ends it.
+    VfioConfigInFull: at(6, 0), None, None,
+        "vfio_save_state writes DEV_CONFIG_STATE (hw/vfio/migration.c)";
+    /// A VFIO device tells that its initial data is sent.
+    VfioInitDataSent: at(8, 1), None, None,
+        "VFIO_MIG_FLAG_DEV_INIT_DATA_SENT with capability switchover-ack (hw/vfio/migration.c)";
+    /// A VFIO device's config packet may have to wait for a word on the main channel.
+    VfioLoadReady: at(10, 1), None, None,
+        "VFIO_MIG_FLAG_DEV_CONFIG_LOAD_READY with x-migration-load-config-after-iter (hw/vfio/migration.c)";
 }
 
 /// What one side writes and accepts: a release, perhaps lowered by an older machine type, or any of them.

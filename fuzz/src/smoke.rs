@@ -114,7 +114,28 @@ fn made() -> Vec<(&'static str, String, Vec<u8>)> {
         ("first-run-0", b"\0\x01a"),
         ("overrun", b"\xff\x07\x02ab"),
     ];
-    let others = [("return_path", &replies[..]), ("xbzrle", &deltas[..])];
+    let state: [(&str, &[u8]); 8] = [
+        ("start", b"\0\xff\xff\xff\xff\xef\x10\0\x03\xff\xff\xff\xff\xef\x10\0\x01"),
+        ("part", b"\0\xff\xff\xff\xff\xef\x10\0\x04\0\0\0\0\0\0\0\x03abc\xff\xff\xff\xff\xef\x10\0\x05"),
+        ("full", b"\0\xff\xff\xff\xff\xef\x10\0\x02config\xff\xff\xff\xff\xef\x10\0\x01"),
+        (
+            "end-5-2",
+            b"\0\xff\xff\xff\xff\xef\x10\0\x02config\xff\xff\xff\xff\xef\x10\0\x01\xff\xff\xff\xff\xef\x10\0\x04\0\0\0\0\0\0\0\x01x\xff\xff\xff\xff\xef\x10\0\x01",
+        ),
+        // Switchover; idx 1 with two bytes on channel 1, then idx 0 with one on channel 0.
+        (
+            "two-packets",
+            b"\x01\0\x07\x10\0\x0e\x12\x0e\0\0\0\0\0\0\0\x01\0\0\0\0ab\x14\0\0\x0d\x02\x0d\0\0\0\0\0\0\0\0\0\0\0\0c\x04",
+        ),
+        // A PART without data, and a config packet.
+        (
+            "part-and-config",
+            b"\x01\0\x06\x08\xff\xff\xff\xff\xef\x10\0\x01\0\0\x22\x02\x22\0\0\0\0\0\0\0\0\0\0\0\x01\xff\xff\xff\xff\xef\x10\0\x02config\xff\xff\xff\xff\xef\x10\0\x01\x04",
+        ),
+        ("devices", b"\x02\0\x02\0\x50\x01\x40the seed\0\x20\x40\x01\x20\x02\x20another!\x01\x40and whose turn it is: 0123456789abcdefghijklmnopqrstuvwxyz0123456789abcdefghijklmnopqrstuvwxyz0123456789abcdefghijklmnopqrstuvwxyz0123456789abcdefghijklmnopqrstuvwxyz"),
+        ("stock-device", b"\x02\x01\0\0\xa0\x01\xffthe seed\x01\x7f0123012301230123456789abcdefghijklmnopqrstuvwxyzZYXWVUTSRQPONMLKJIHGFEDCBA9876543210"),
+    ];
+    let others = [("return_path", &replies[..]), ("xbzrle", &deltas[..]), ("device_state", &state[..])];
     let others = others.into_iter().flat_map(|(body, seeds)| {
         seeds.iter().map(move |(name, bytes)| (body, format!("{name}.bin"), bytes.to_vec()))
     });
