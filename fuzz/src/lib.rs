@@ -9,11 +9,8 @@
 //! To replay what a fuzzer has found: `cargo run -p migwire-fuzz --features targets --bin BODY -- FILE..`
 
 pub mod cut_anywhere;
-<<<<<<< HEAD
-pub mod interleave;
-=======
 pub mod device_state;
->>>>>>> device
+pub mod interleave;
 pub mod lenient;
 pub mod multifd;
 pub mod reemit;
