@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use clap::Args;
 use migwire::ChannelId;
 use migwire::capture::{Recorder, RecorderOptions, interface_name};
+use migwire::device_state::{Ability, Config, DeviceReport, Settings as DeviceSettings, SyntheticVerdict};
 use migwire::dialect::Dialect;
 use migwire::endpoint::{Acknowledge, Arrival, Destination, Expected, Limits};
 use migwire::guest::Memory;
@@ -53,6 +54,15 @@ pub(crate) struct Recv {
     /// Encoding of pages on multifd channels: none, zlib, zstd, qpl, uadk, qatzip; auto takes what comes
     #[arg(long, value_name = "METHOD", default_value = "auto", value_parser = parse_compression)]
     compression: Encoding,
+
+    /// State of VFIO devices: live (in every arrangement), downtime (as stock 10.0 to 11.1: packets wait for SWITCHOVER_START), or off
+    /// (main channel only, as with x-migration-multifd-transfer=off)
+    #[arg(long, value_name = "ABILITY", default_value = "live", value_parser = parse_ability)]
+    device_state: Ability,
+
+    /// Most bytes of device state that may wait for packets that are missing
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = super::send::parse_size)]
+    device_memory: u64,
 
     /// Say nothing on the return path
     #[arg(long)]
@@ -104,6 +114,11 @@ impl Recv {
             .with_limits(Limits { silence: self.timeout, total: self.deadline })
             .with_acknowledge(self.switchover_ack)
             .with_channels(self.channels)
+            .with_devices(DeviceSettings {
+                ability: self.device_state,
+                memory: self.device_memory,
+                ..DeviceSettings::default()
+            })
             .with_memory(memory);
         if self.no_reply {
             destination = destination.without_replies();
@@ -170,6 +185,7 @@ impl Recv {
             "sync": arrival.sync_mode.map(|mode| mode.to_string()),
             "synchronisations": arrival.synchronisations,
             "compression": arrival.method.map(method_name),
+            "devices": arrival.devices.iter().map(device_json).collect::<Vec<_>>(),
             "dialect": self.dialect.to_string(),
             "blocks": output::blocks_json(&arrival.memory),
             "complaints": arrival.complaints.iter().map(output::error_json).collect::<Vec<_>>(),
@@ -192,6 +208,39 @@ fn channels_json(arrival: &Arrival) -> Vec<Value> {
         })
     };
     arrival.channels.iter().map(channel).collect()
+}
+
+fn device_json(device: &DeviceReport) -> Value {
+    let config = device.config.as_deref().map(Config::decode);
+    json!({
+        "name": device.name.escape_ascii().to_string(),
+        "instance": device.instance,
+        "main_bytes": device.main_bytes,
+        "multifd_bytes": device.multifd_bytes,
+        "packets": device.packets,
+        "queued_peak": device.queued_peak,
+        "complete": device.incomplete.is_none(),
+        "incomplete": device.incomplete,
+        "synthetic": match device.synthetic {
+            SyntheticVerdict::Foreign => None,
+            SyntheticVerdict::Equal => Some("equal"),
+            SyntheticVerdict::Different(_) | SyntheticVerdict::Short(_) => Some("different"),
+        },
+        "config": config.as_ref().and_then(Config::pci).map(|pci| json!({
+            "vendor": pci.vendor(),
+            "device": pci.device(),
+            "msix": pci.msix.as_ref().map(migwire::device_state::Msix::count),
+        })),
+    })
+}
+
+fn parse_ability(text: &str) -> Result<Ability, String> {
+    match text {
+        "live" => Ok(Ability::Live),
+        "downtime" => Ok(Ability::Downtime),
+        "off" => Ok(Ability::Off),
+        _ => Err("live, downtime or off".to_owned()),
+    }
 }
 
 /// The name of a method, as `multifd-compression` has it.

@@ -191,6 +191,11 @@ impl Barrier {
         self.channels.iter().filter(|(_, syncs, _)| *syncs > self.markers).map(|(id, ..)| *id)
     }
 
+    /// Whether nothing more will be read on any channel unless the main channel comes to another marker.
+    pub fn are_silent(&self) -> bool {
+        self.channels.iter().all(|(_, syncs, fate)| *fate != Fate::Open || *syncs > self.markers)
+    }
+
     /// The error for a main channel that has waited for too long.
     pub fn overdue(&self) -> Error {
         let missing: Vec<String> = self.missing().map(|id| id.to_string()).collect();

@@ -14,6 +14,8 @@ pub(super) struct Answers {
     pub(super) enabled: bool,
     pub(super) is_open: bool,
     pub(super) acknowledge: u32,
+    /// Acknowledge whenever a device says that its initial data is there.
+    pub(super) acknowledge_each: bool,
 }
 
 impl Answers {

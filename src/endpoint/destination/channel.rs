@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::channels::{ChannelArrival, Channels};
 use crate::capture::{ChannelTap, Direction, interface_name};
 use crate::channel::{ChannelParser as _, Feed, Input, Located};
+use crate::device_state::Slot;
 use crate::error::{ChannelId, Error, ErrorKind, Result};
 use crate::multifd::codec::{self, Codec};
 use crate::multifd::{Batch, Packet, PacketParser};
@@ -92,6 +93,8 @@ struct Serving<'a> {
     payload: Vec<u8>,
     pages: Vec<u8>,
     codec: Option<Box<dyn Codec>>,
+    /// The device packet that is being read.
+    slot: Option<Slot>,
 }
 
 struct Place {
@@ -110,6 +113,7 @@ impl<'a> Serving<'a> {
             payload: Vec::new(),
             pages: Vec::new(),
             codec: None,
+            slot: None,
         }
     }
 
@@ -126,10 +130,13 @@ impl<'a> Serving<'a> {
             Packet::Device(packet) => {
                 self.arrival.packets += 1;
                 self.arrival.device_packets += 1;
-                let message = format!("device state of {:?}, which nobody here takes", packet.idstr.name());
-                return Err(Error::new(ErrorKind::Unsupported, located.range.start, "device state", message));
+                self.channels.await_device(packet);
+                let here = ChannelId::Multifd(self.id);
+                self.slot = Some(self.channels.devices().begin(packet, here, located.range.end)?);
             }
-            Packet::DeviceData(_) => {}
+            Packet::DeviceData(bulk) => {
+                self.device_data(bulk.bytes().unwrap_or_default(), parser.batch().left() == 0)?;
+            }
         }
         self.arrival.bytes = located.range.end;
         self.channels.count(located.range.end - located.range.start, self.arrival.pages - before);
@@ -195,6 +202,21 @@ impl<'a> Serving<'a> {
             }
         }
         Ok(*index)
+    }
+
+    /// A piece of device state.
+    fn device_data(&mut self, bytes: &[u8], is_last: bool) -> Result<()> {
+        let Some(mut slot) = self.slot.take() else { return Ok(()) };
+        let mut devices = self.channels.devices();
+        devices.piece(&mut slot, bytes, &mut |_, _| {})?;
+        if is_last {
+            devices.end(slot, &mut |_, _| {})?;
+            drop(devices);
+            self.channels.notify();
+        } else {
+            self.slot = Some(slot);
+        }
+        Ok(())
     }
 
     fn payload(&mut self, bytes: &[u8], batch: &Batch, at: u64) -> Result<()> {

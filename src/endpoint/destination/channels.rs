@@ -15,6 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::capture::Recorder;
+use crate::device_state::{Assembler, DeviceReport, Settings as DeviceSettings};
 use crate::dialect::Dialect;
 use crate::endpoint::pace::{Limits, Pace};
 use crate::error::{ChannelId, Error, ErrorKind, Result};
@@ -23,7 +24,7 @@ use crate::limits::MAX_COMPLAINTS;
 use crate::multifd::{Barrier, SyncMode};
 use crate::stream::{Block, Mode};
 use crate::transport::Connection;
-use crate::wire::{Method, MultifdHello};
+use crate::wire::{DevicePacket, Method, MultifdHello};
 
 const DOING: &str = "multifd channels";
 
@@ -70,6 +71,7 @@ pub(super) struct Settings {
     pub(super) dialect: Dialect,
     pub(super) limits: Limits,
     pub(super) recorder: Option<Recorder>,
+    pub(super) devices: DeviceSettings,
 }
 
 /// What all threads of a destination share.
@@ -82,6 +84,7 @@ pub(super) struct Channels {
     pub(super) activity: Arc<AtomicU64>,
     pub(super) pages: AtomicU64,
     pub(super) bytes: AtomicU64,
+    devices: Mutex<Assembler>,
     state: Mutex<State>,
     changed: Condvar,
 }
@@ -95,6 +98,8 @@ struct State {
     sync_mode: Option<SyncMode>,
     /// No channel may join any more.
     settled: bool,
+    /// The main channel is past its START sections: whoever is to be known is.
+    running: bool,
     end: Option<End>,
     failure: Option<Error>,
     complaints: Vec<Error>,
@@ -131,6 +136,7 @@ pub(super) struct Closed {
     pub(super) method: Option<Method>,
     pub(super) complaints: Vec<Error>,
     pub(super) failure: Option<Error>,
+    pub(super) devices: Vec<DeviceReport>,
 }
 
 impl Channels {
@@ -147,6 +153,7 @@ impl Channels {
             activity: Arc::default(),
             pages: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
+            devices: Mutex::new(Assembler::new(settings.devices)),
             state: Mutex::new(state),
             changed: Condvar::new(),
             settings,
@@ -155,6 +162,10 @@ impl Channels {
 
     pub(super) fn memory(&self) -> MutexGuard<'_, Memory> {
         self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn devices(&self) -> MutexGuard<'_, Assembler> {
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -338,7 +349,48 @@ impl Channels {
         });
     }
 
+    /// Waits until the main channel has announced a device, or has announced all that it will. The setup synchronisation may be over
+    /// before its last START section is.
+    pub(super) fn await_device(&self, packet: &DevicePacket<'_>) {
+        let mut state = self.state();
+        while state.end.is_none() && !state.running {
+            // Never the other way round: nobody who has the devices asks for the state.
+            if self.devices().find(packet.idstr.name(), packet.instance_id).is_some() {
+                return;
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
     // ---- what the main channel asks
+
+    /// The main channel is past its START sections.
+    pub(super) fn note_running(&self) {
+        self.change(|state| state.running = true);
+    }
+
+    /// Something has come that others may wait for.
+    pub(super) fn notify(&self) {
+        drop(self.state());
+        self.changed.notify_all();
+    }
+
+    /// Whether nothing can come on any multifd channel: each has ended, or stands at a SYNC that was never answered.
+    pub(super) fn are_silent(&self) -> bool {
+        self.state().barrier.are_silent()
+    }
+
+    /// Channels that stand at a SYNC.
+    pub(super) fn waiting(&self) -> Vec<u8> {
+        self.state().barrier.waiting().collect()
+    }
+
+    /// Waits for more device state. `false`: it has taken too long.
+    pub(super) fn wait_for_devices(&self, pace: &Pace) -> bool {
+        let Some(patience) = pace.patience() else { return false };
+        drop(self.wait(self.state(), patience.min(GRACE / 10)));
+        true
+    }
 
     /// The main channel knows how large pages are.
     pub(super) fn set_page_size(&self, page_size: u64) {
@@ -450,7 +502,9 @@ impl Channels {
     pub(super) fn close(self) -> Closed {
         let mut state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
         state.let_go(Connection::shutdown);
+        let mut devices = self.devices.into_inner().unwrap_or_else(PoisonError::into_inner);
         Closed {
+            devices: devices.finish(&mut |_, _| {}),
             memory: self.memory.into_inner().unwrap_or_else(PoisonError::into_inner),
             sync_mode: state.sync_mode.filter(|_| !state.arrivals.is_empty()),
             synchronisations: state.barrier.markers(),

@@ -10,6 +10,7 @@
 mod answers;
 mod channel;
 mod channels;
+mod devices;
 mod doorman;
 mod patient;
 
@@ -26,6 +27,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 use super::pace::{Limits, Pace};
 use crate::capture::{Recorder, interface_name};
 use crate::channel::{Feed, Located};
+use crate::device_state::{DeviceReport, Settings as DeviceSettings};
 use crate::dialect::{Dialect, Difference};
 use crate::error::{ChannelId, Error, ErrorKind, Result};
 use crate::guest::Memory;
@@ -35,6 +37,7 @@ use crate::transport::{Connection, Listener};
 use crate::wire::{Command, Message, Method, PageBody, PageWord, RamFlags, SectionKind};
 use answers::Answers;
 use channels::{Channels, Closed, Settings};
+use devices::Devices;
 use doorman::Front;
 use patient::Patient;
 
@@ -47,8 +50,8 @@ pub enum Acknowledge {
     /// Not at all.
     #[default]
     Never,
-    /// As a stock destination of the dialect does that has the capability on: once from 8.1 on, and not unasked where the
-    /// source counts (11.1, unless the machine type is older).
+    /// As a stock destination of the dialect does that has the capability on: once from 8.1 on; where the source counts (11.1, unless
+    /// the machine type is older), for every device that says that its initial data is there.
     Auto,
     /// So many times.
     Times(u32),
@@ -66,6 +69,7 @@ pub struct Destination {
     method: Option<Method>,
     uuid: Option<[u8; 16]>,
     recorder: Option<Recorder>,
+    devices: DeviceSettings,
 }
 
 /// How far a migration has come.
@@ -114,6 +118,8 @@ pub struct Arrival {
     pub synchronisations: u64,
     /// How their pages were encoded, if there were any.
     pub method: Option<Method>,
+    /// State of VFIO devices.
+    pub devices: Vec<DeviceReport>,
     /// The guest's memory as far as it was kept.
     pub memory: Memory,
     /// What a strict reading would have refused.
@@ -142,6 +148,7 @@ impl Destination {
             method: None,
             uuid: None,
             recorder: None,
+            devices: DeviceSettings::default(),
         }
     }
 
@@ -208,6 +215,13 @@ impl Destination {
         self
     }
 
+    /// The same, taking the state of VFIO devices like this.
+    #[must_use]
+    pub fn with_devices(mut self, devices: DeviceSettings) -> Self {
+        self.devices = devices;
+        self
+    }
+
     /// The same, recording all channels. The caller finishes the recording.
     #[must_use]
     pub fn with_recorder(mut self, recorder: Recorder) -> Self {
@@ -269,6 +283,7 @@ impl Destination {
             dialect: self.dialect,
             limits: self.limits,
             recorder: self.recorder.clone(),
+            devices: self.devices,
         };
         Channels::new(settings, std::mem::take(&mut self.memory))
     }
@@ -311,10 +326,14 @@ impl Destination {
                 enabled: self.reply && connection.is_bidirectional(),
                 is_open: false,
                 acknowledge: self.acknowledgements(),
+                acknowledge_each: self.acknowledge == Acknowledge::Auto
+                    && self.dialect != Dialect::ANY
+                    && self.dialect.has(Difference::SwitchoverAckCounted),
             },
             arrival: Arrival::new(),
             place: (0, 0),
             channels,
+            devices: Devices::new(self.dialect),
             pace: &pace,
             watch,
             watched: Instant::now(),
@@ -356,6 +375,7 @@ impl Arrival {
             sync_mode: None,
             synchronisations: 0,
             method: None,
+            devices: Vec::new(),
             memory: Memory::new(),
             complaints: Vec::new(),
             error: None,
@@ -370,6 +390,7 @@ struct Reception<'a, 'b> {
     /// Block and offset of the last page: a step back begins a new pass.
     place: (usize, u64),
     channels: &'a Channels,
+    devices: Devices,
     pace: &'b Pace,
     watch: &'a mut dyn FnMut(&Progress),
     watched: Instant,
@@ -394,9 +415,10 @@ impl Reception<'_, '_> {
                 Phase::AfterEof if !parser.grammar().is_postcopy() && !feed.input().lingering => {
                     feed.input_mut().lingering = true;
                 }
-                _ => return Ok(()),
+                _ => break,
             }
         }
+        self.devices.complete(self.channels, self.pace)
     }
 
     fn take(&mut self, located: &Located<'_, Event<'_>>, grammar: &Grammar) -> Result<ControlFlow<()>> {
@@ -435,6 +457,11 @@ impl Reception<'_, '_> {
             Event::Command(command) => self.answer(command)?,
             Event::RamWord(word) => self.synchronise(*word, grammar)?,
             _ => {}
+        }
+        self.devices.take(located, grammar, self.channels)?;
+        let initial = std::mem::take(&mut self.devices.initial_data_sent);
+        if self.answers.acknowledge_each {
+            (0..initial).try_for_each(|_| self.answers.say(&Message::SwitchoverAck))?;
         }
         let is_for_memory = match located.event {
             Event::Page(_) => self.channels.keeps,
@@ -527,6 +554,7 @@ impl Received {
         arrival.sync_mode = closed.sync_mode;
         arrival.synchronisations = closed.synchronisations;
         arrival.method = closed.method;
+        arrival.devices = closed.devices;
         arrival.memory = memory;
         arrival.elapsed = self.pace.elapsed();
         let Arrival { pages, iterations, elapsed, .. } = *arrival;
