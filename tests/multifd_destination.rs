@@ -470,6 +470,22 @@ fn pages_before_the_first_synchronisation() {
 }
 
 #[test]
+fn pages_behind_the_last_synchronisation() {
+    let (kind, channel, text) = refused(impatient(), |address| {
+        let mut script = Script::set_up(address, 2);
+        (0..2).for_each(|channel| script.sync(channel));
+        // Between SYNC and the marker that never comes: nobody reads them before the end.
+        script.pages(1, &[1], &[]);
+        script.part(SectionKind::END);
+        script.eos();
+        script.end();
+        script
+    });
+    assert_eq!((kind, channel), (ErrorKind::OutOfOrder, ChannelId::Multifd(1)));
+    assert!(text.contains("left to chance"), "{text}");
+}
+
+#[test]
 fn another_compression_than_expected() {
     let (kind, _, text) = refused(impatient().with_compression(Method::ZSTD), |address| {
         let mut script = Script::set_up(address, 1);
@@ -500,7 +516,7 @@ fn strangers_do_not_disturb() {
         script.main.read_exact(&mut [0; 8]).unwrap();
         connections.push(knock(b"QEVM\0\0\0\x03"));
         connections.push(knock(b"GET / HTTP/1.1"));
-        script.join(MultifdHello::new(7, [0; 16]));
+        script.join(MultifdHello::new(1, [0; 16]));
         for _ in 0..400 {
             connections.push(knock(b""));
         }

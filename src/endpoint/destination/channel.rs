@@ -143,7 +143,7 @@ impl<'a> Serving<'a> {
         if parser.is_at_sync() {
             self.arrival.syncs += 1;
             self.channels.note_arrival(self.id, self.arrival);
-            self.channels.arrive(self.id);
+            return Ok(self.channels.arrive(self.id));
         }
         Ok(ControlFlow::Continue(()))
     }
@@ -156,6 +156,10 @@ impl<'a> Serving<'a> {
         let pages = batch.normal().len() + batch.zero().len();
         if pages == 0 {
             return Ok(());
+        }
+        if self.channels.is_complete() {
+            let message = "pages behind the last synchronisation: whether a stock destination still takes them is left to chance";
+            return Err(Error::new(ErrorKind::OutOfOrder, at, "multifd packet", message));
         }
         self.channels.note_method(batch.method());
         self.arrival.pages += pages as u64;

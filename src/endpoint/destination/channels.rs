@@ -10,6 +10,7 @@
 //! SYNC before the source writes its first marker on the main channel; so when that is read, all of them have connected.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -240,9 +241,6 @@ impl Channels {
             Err(Error::new(kind, at, "multifd hello", message).on(ChannelId::Multifd(id)))
         };
         let mut state = self.state();
-        if state.settled {
-            return Ok(false);
-        }
         if *state.uuid.get_or_insert(hello.uuid) != hello.uuid {
             let message = "another UUID than expected, or than that of the other channels: -uuid must be the same on both ends";
             return refuse(ErrorKind::OutOfOrder, 8, message.to_owned());
@@ -254,6 +252,9 @@ impl Channels {
                 "channel id {id}, and {count} channels are expected: multifd-channels must be the same on both ends"
             );
             return refuse(ErrorKind::OutOfOrder, 24, message);
+        }
+        if state.settled {
+            return Ok(false);
         }
         if state.barrier.ids().any(|other| other == id) {
             return refuse(ErrorKind::OutOfOrder, 24, format!("a second channel with id {id}"));
@@ -290,13 +291,17 @@ impl Channels {
         self.state().blocks.clone()
     }
 
-    /// Channel `id` stands at a SYNC; returns when it may read on.
-    pub(super) fn arrive(&self, id: u8) {
+    /// Channel `id` stands at a SYNC; returns when it may read on, or that it never may.
+    pub(super) fn arrive(&self, id: u8) -> ControlFlow<()> {
         let mut state = self.state();
         state.barrier.arrive(id);
         self.changed.notify_all();
         while state.end.is_none() && !state.barrier.may_read(id) {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        match state.end {
+            Some(End::Broken) => ControlFlow::Break(()),
+            Some(End::Complete) | None => ControlFlow::Continue(()),
         }
     }
 
