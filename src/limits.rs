@@ -58,6 +58,10 @@ pub const MAX_CAPTURE_NAME: usize = 256;
 /// receive buffer of stock destinations (`multifd_zlib_recv_setup`); 10.0.13 and 11.1 refuse more, others write past its end.
 pub const MAX_MULTIFD_PAYLOAD: u32 = 1 << 20;
 
+/// Most history that a zstd frame on a multifd channel may ask for, as a power of two: 32 MiB, which is what the highest level
+/// that a source can be given (20) takes. It is reserved when the frame begins, on a channel each.
+pub const MAX_ZSTD_WINDOW_LOG: u32 = 25;
+
 /// Multifd channels of one migration: their id is a byte, and `multifd-channels` is at most 255.
 pub const MAX_MULTIFD_CHANNELS: usize = 255;
 
