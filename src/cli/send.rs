@@ -109,8 +109,8 @@ pub(crate) struct Send {
 /// What multifd channels are like.
 #[derive(Debug, Args)]
 struct MultifdOptions {
-    /// Encode pages on multifd channels: none, zlib, zstd, qpl, uadk; the destination must have the same
-    #[arg(long, value_name = "METHOD", default_value = "none", value_parser = parse_method)]
+    /// Encode pages on multifd channels: none, zlib, zstd, qpl, uadk, qatzip; the destination must have the same
+    #[arg(long, value_name = "METHOD", default_value = "none")]
     compression: Method,
 
     /// How hard, where the method has levels [default: as QEMU]
@@ -293,18 +293,6 @@ fn misconduct_help() -> String {
     let lines = Misconduct::ALL.iter().map(|rule| format!("- {}: {}", rule, rule.what()));
     let lines: Vec<String> = lines.collect();
     format!("Break rules of multifd on purpose:\n{}", lines.join("\n"))
-}
-
-fn parse_method(text: &str) -> Result<Method, String> {
-    match text {
-        "none" => Ok(Method::NONE),
-        "zlib" => Ok(Method::ZLIB),
-        "zstd" => Ok(Method::ZSTD),
-        "qpl" => Ok(Method::QPL),
-        "uadk" => Ok(Method::UADK),
-        "qatzip" => Ok(Method::QATZIP),
-        _ => Err("none, zlib, zstd, qpl, uadk or qatzip".to_owned()),
-    }
 }
 
 /// Reads 8-4-4-4-12 digits, as QEMU does.

@@ -23,7 +23,7 @@ use crate::dialect::Dialect;
 use crate::endpoint::pace::Pace;
 use crate::error::{ChannelId, Error, ErrorKind, Result};
 use crate::multifd::Framer;
-use crate::multifd::codec::Codec;
+use crate::multifd::codec::{self, Codec};
 use crate::transport::Connection;
 use crate::wire::{MULTIFD_PACKET_SIZE, Method, MultifdHello, packet_page_count};
 
@@ -294,9 +294,6 @@ fn hello(number: u8, count: u8, multifd: &Multifd, misdeeds: &Misdeeds) -> Multi
 
 /// What encodes the pages of a channel; nothing, where they stay as they are.
 pub(super) fn codec(multifd: &Multifd) -> Result<Option<Box<dyn Codec>>> {
-    if multifd.method == Method::NONE {
-        return Ok(None);
-    }
-    let message = format!("this build cannot encode pages with {}", multifd.method);
-    Err(Error::nowhere(ErrorKind::Unsupported, "sending", message))
+    let codec = codec::open(multifd.method, multifd.level)?;
+    Ok((multifd.method != Method::NONE).then_some(codec))
 }
