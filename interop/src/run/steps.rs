@@ -135,7 +135,8 @@ impl Bench<'_> {
         let filled = if case.variant.shared_ram {
             std::fs::copy(like, &memory).map(drop)
         } else {
-            ram::fill_byte(&memory, self.setup.machine.ram_bytes, UNWRITTEN)
+            let unwritten = if self.setup.zero_pages_in_packets { 0 } else { UNWRITTEN };
+            ram::fill_byte(&memory, self.setup.machine.ram_bytes, unwritten)
         };
         filled.map_err(|e| Failure::environment(memory.display(), e))?;
         let side = &case.variant.destination;
@@ -156,6 +157,9 @@ impl Bench<'_> {
         }
         vm.set_parameters(pace)?;
         vm.migrate(uri)?;
+        if self.cell.case.variant.postcopy {
+            return follow_into_postcopy(vm, hold, self.place.deadline);
+        }
         follow(vm, hold, self.place.deadline)
     }
 
@@ -282,6 +286,25 @@ pub(crate) fn follow(vm: &mut Vm, mut hold: Option<Hold>, deadline: Deadline) ->
             (_, None) => vm.pause(deadline, &format!("the migration to complete (status {status})"))?,
         }
     }
+}
+
+/// Holds a migration back as long as it should be, and then switches it to postcopy.
+fn follow_into_postcopy(vm: &mut Vm, hold: Option<Hold>, deadline: Deadline) -> Run<Value> {
+    let held = deadline.within(HOLD);
+    if let Some(Hold { field, at_least }) = &hold {
+        let waiting = format!("{field} to reach {at_least}");
+        loop {
+            let reply = vm.query_migrate()?;
+            let is_over = matches!(reply["status"].as_str(), Some("completed" | "failed" | "cancelled"));
+            if is_over || hold.as_ref().is_some_and(|hold| hold.value(&reply) >= hold.at_least) {
+                break;
+            }
+            vm.pause(held, &waiting)?;
+        }
+    }
+    vm.command("migrate-start-postcopy", json!({}))?;
+    vm.set_parameters(json!({"max-bandwidth": 16u64 << 30}))?;
+    follow(vm, None, deadline)
 }
 
 /// What a peer says about its failed migration: its error, or else its last words.
