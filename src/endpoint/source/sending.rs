@@ -63,13 +63,12 @@ impl Sending<'_, '_> {
         let opening = Opening {
             multifd,
             dialect: self.source.dialect,
-            misdeeds: &self.source.misdeeds,
             recorder: self.source.recorder.as_ref(),
             pace: self.pace,
             connect: &mut *self.connect,
         };
-        self.out.team = Some(Team::open(self.scope, self.shared, opening)?);
-        Ok(())
+        let team = Team::new(self.shared, &self.source.misdeeds);
+        self.out.team.insert(team).open(self.scope, opening)
     }
 
     fn open_return_path(&mut self) -> Result<()> {

@@ -50,21 +50,15 @@ pub(super) struct Team<'s> {
 pub(super) struct Opening<'a> {
     pub(super) multifd: Multifd,
     pub(super) dialect: Dialect,
-    pub(super) misdeeds: &'a Misdeeds,
     pub(super) recorder: Option<&'a Recorder>,
     pub(super) pace: &'a Pace,
     pub(super) connect: &'a mut dyn FnMut(u8) -> Result<Connection>,
 }
 
 impl<'s> Team<'s> {
-    /// Opens the channels, each of which says hello by itself.
-    pub(super) fn open(
-        scope: &'s Scope<'s, '_>,
-        shared: &'s Shared<'s>,
-        opening: Opening<'_>,
-    ) -> Result<Self> {
-        let Opening { multifd, dialect, misdeeds, recorder, pace, connect } = opening;
-        let mut team = Self {
+    /// A team without channels.
+    pub(super) fn new(shared: &'s Shared<'s>, misdeeds: &Misdeeds) -> Self {
+        Self {
             shared,
             threads: Vec::new(),
             dealer: Arc::default(),
@@ -74,7 +68,13 @@ impl<'s> Team<'s> {
             misdeeds: misdeeds.clone(),
             doubled: false,
             departures: Vec::new(),
-        };
+        }
+    }
+
+    /// Opens the channels, each of which says hello by itself.
+    pub(super) fn open(&mut self, scope: &'s Scope<'s, '_>, opening: Opening<'_>) -> Result<()> {
+        let Opening { multifd, dialect, recorder, pace, connect } = opening;
+        let (shared, misdeeds) = (self.shared, &self.misdeeds);
         let count = match multifd.channels {
             count if misdeeds.has(Misconduct::FewerChannels) => count - 1,
             count if misdeeds.has(Misconduct::MoreChannels) => count.saturating_add(1),
@@ -106,15 +106,15 @@ impl<'s> Team<'s> {
             };
             let thread = thread::Builder::new().name(format!("multifd-{number}"));
             let thread = thread.spawn_scoped(scope, || worker.run());
-            team.threads.push(thread.map_err(|e| Error::io("sending", "a thread cannot be started", e))?);
+            self.threads.push(thread.map_err(|e| Error::io("sending", "a thread cannot be started", e))?);
             queues.push(queue);
         }
         if misdeeds.has(Misconduct::SilentChannel) {
             // Its thread says hello, and finds that there is nothing to do.
             queues.pop();
         }
-        team.dealer = Arc::new(Dealer::new(queues));
-        Ok(team)
+        self.dealer = Arc::new(Dealer::new(queues));
+        Ok(())
     }
 
     /// Adds a page whose content the channel finds by itself.
