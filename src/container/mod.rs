@@ -12,6 +12,7 @@
 
 mod mapped;
 pub mod qcow2;
+mod together;
 mod trailer;
 
 use std::fs::File;
@@ -19,6 +20,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 pub use mapped::Mapped;
+pub use together::{ChannelEnd, Item, Together, TogetherOptions};
 pub use trailer::Trailer;
 
 use crate::capture::{self, ChannelBytes, Direction, FileKind, Reader};
