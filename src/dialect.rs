@@ -138,7 +138,7 @@ differences! {
         "next_packet_size is not reset (migration/multifd.c)";
     /// The method field of multifd flags has five bits instead of three.
     MultifdWideMethod: at(9, 1), None, None,
-        "MULTIFD_FLAG_COMPRESSION_MASK (migration/multifd.h)";
+        "MULTIFD_FLAG_COMPRESSION_MASK, compared in multifd_ram_recv (migration/multifd-nocomp.c)";
     /// One more synchronisation, with its word, in the section that completes RAM.
     MultifdCompletionFlush: at(8, 1), at(9, 1), at(8, 1),
         "ram_save_complete synchronises and writes the flush word (migration/ram.c)";
@@ -150,7 +150,7 @@ differences! {
         "migration_ioc_process_incoming peeks at the magic (migration/migration.c)";
     /// A destination looks at the first bytes even if it expects no multifd channel.
     MultifdPeekAlways: at(10, 1), None, None,
-        "migration_channel_identify (migration/channel.c, before migration/migration.c)";
+        "migration_channel_identify, before 11.0 in another file (migration/channel.c)";
     /// All multifd channels are connected before the first byte of the main channel is written.
     MultifdBeforeMain: at(9, 0), None, None,
         "multifd_send_setup waits for its channels (migration/multifd.c)";
@@ -205,6 +205,18 @@ differences! {
     /// Device state may travel on multifd channels.
     MultifdDeviceState: at(10, 0), None, at(10, 0),
         "MULTIFD_FLAG_DEVICE_STATE (migration/multifd-device-state.c)";
+    /// The config of a VFIO device is part of its END section, and does not end it.
+    VfioConfigInEnd: None, at(6, 0), None,
+        "vfio_save_complete_precopy writes DEV_CONFIG_STATE (hw/vfio/migration.c)";
+    /// The config of a VFIO device is a FULL section, and ends it.
+    VfioConfigInFull: at(6, 0), None, None,
+        "vfio_save_state writes DEV_CONFIG_STATE (hw/vfio/migration.c)";
+    /// A VFIO device tells that its initial data is sent.
+    VfioInitDataSent: at(8, 1), None, None,
+        "VFIO_MIG_FLAG_DEV_INIT_DATA_SENT with capability switchover-ack (hw/vfio/migration.c)";
+    /// A VFIO device's config packet may have to wait for a word on the main channel.
+    VfioLoadReady: at(10, 1), None, None,
+        "VFIO_MIG_FLAG_DEV_CONFIG_LOAD_READY with x-migration-load-config-after-iter (hw/vfio/migration.c)";
 }
 
 /// What one side writes and accepts: a release, perhaps lowered by an older machine type, or any of them.

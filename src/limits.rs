@@ -58,12 +58,32 @@ pub const MAX_CAPTURE_NAME: usize = 256;
 /// receive buffer of stock destinations (`multifd_zlib_recv_setup`); 10.0.13 and 11.1 refuse more, others write past its end.
 pub const MAX_MULTIFD_PAYLOAD: u32 = 1 << 20;
 
-/// Longest payload of a multifd packet of device state. Stock sources send at most 1 MiB and 12 bytes, and a configuration of
-/// some KiB; the field is be32, and stock destinations reserve what it says.
-pub const MAX_DEVICE_PACKET: u32 = 16 << 20;
+/// Most history that a zstd frame on a multifd channel may ask for, as a power of two: 32 MiB, which is what the highest level
+/// that a source can be given (20) takes. It is reserved when the frame begins, on a channel each.
+pub const MAX_ZSTD_WINDOW_LOG: u32 = 25;
 
 /// Multifd channels of one migration: their id is a byte, and `multifd-channels` is at most 255.
 pub const MAX_MULTIFD_CHANNELS: usize = 255;
 
 /// Complaints of a lenient parser that are kept; a channel of nothing but errors would fill memory with them.
 pub const MAX_COMPLAINTS: usize = 64;
+
+/// Longest payload of a device-state packet. A stock source sends at most 1 MiB and 12 bytes (`VFIO_MIG_STOP_DATA_BUFFER_SIZE`),
+/// and a config of some KiB; the field is be32, and a stock destination allocates whatever it says. 16 MiB leaves room for
+/// sources with larger buffers, and is what one channel can make us hold.
+pub const MAX_DEVICE_PACKET: u32 = 16 << 20;
+
+/// Longest config of a VFIO device: 4 KiB of config space and the largest MSI-X table (2048 entries) make 37 KiB, and a
+/// subsection of some bytes may follow.
+pub const MAX_DEVICE_CONFIG: usize = 1 << 20;
+
+/// Longest `DEV_DATA_STATE` record of a main channel. From 8.1 on it has at most 1 MiB; before, the device's driver chose its
+/// migration region. It passes through in pieces, never collected.
+pub const MAX_DEVICE_DATA: u64 = 4 << 30;
+
+/// Most packets of device state that may wait for one that is missing: an empty packet takes no memory that counts, but a place
+/// in a map. With the 1 MiB of a stock source that is 256 GiB of state, far more than may wait anyway.
+pub const MAX_QUEUED_PACKETS: usize = 1 << 18;
+
+/// Most devices of one guest whose state comes as such. QEMU limits them by PCI slots; some tens are a lot.
+pub const MAX_DEVICES: usize = 4096;

@@ -9,7 +9,10 @@
 //! To replay what a fuzzer has found: `cargo run -p migwire-fuzz --features targets --bin BODY -- FILE..`
 
 pub mod cut_anywhere;
+pub mod device_state;
+pub mod interleave;
 pub mod lenient;
+pub mod multifd;
 pub mod reemit;
 pub mod return_path;
 pub mod whole_parse;

@@ -114,11 +114,68 @@ fn made() -> Vec<(&'static str, String, Vec<u8>)> {
         ("first-run-0", b"\0\x01a"),
         ("overrun", b"\xff\x07\x02ab"),
     ];
-    let others = [("return_path", &replies[..]), ("xbzrle", &deltas[..])];
+    let state: [(&str, &[u8]); 8] = [
+        ("start", b"\0\xff\xff\xff\xff\xef\x10\0\x03\xff\xff\xff\xff\xef\x10\0\x01"),
+        ("part", b"\0\xff\xff\xff\xff\xef\x10\0\x04\0\0\0\0\0\0\0\x03abc\xff\xff\xff\xff\xef\x10\0\x05"),
+        ("full", b"\0\xff\xff\xff\xff\xef\x10\0\x02config\xff\xff\xff\xff\xef\x10\0\x01"),
+        (
+            "end-5-2",
+            b"\0\xff\xff\xff\xff\xef\x10\0\x02config\xff\xff\xff\xff\xef\x10\0\x01\xff\xff\xff\xff\xef\x10\0\x04\0\0\0\0\0\0\0\x01x\xff\xff\xff\xff\xef\x10\0\x01",
+        ),
+        // Switchover; idx 1 with two bytes on channel 1, then idx 0 with one on channel 0.
+        (
+            "two-packets",
+            b"\x01\0\x07\x10\0\x0e\x12\x0e\0\0\0\0\0\0\0\x01\0\0\0\0ab\x14\0\0\x0d\x02\x0d\0\0\0\0\0\0\0\0\0\0\0\0c\x04",
+        ),
+        // A PART without data, and a config packet.
+        (
+            "part-and-config",
+            b"\x01\0\x06\x08\xff\xff\xff\xff\xef\x10\0\x01\0\0\x22\x02\x22\0\0\0\0\0\0\0\0\0\0\0\x01\xff\xff\xff\xff\xef\x10\0\x02config\xff\xff\xff\xff\xef\x10\0\x01\x04",
+        ),
+        ("devices", b"\x02\0\x02\0\x50\x01\x40the seed\0\x20\x40\x01\x20\x02\x20another!\x01\x40and whose turn it is: 0123456789abcdefghijklmnopqrstuvwxyz0123456789abcdefghijklmnopqrstuvwxyz0123456789abcdefghijklmnopqrstuvwxyz0123456789abcdefghijklmnopqrstuvwxyz"),
+        ("stock-device", b"\x02\x01\0\0\xa0\x01\xffthe seed\x01\x7f0123012301230123456789abcdefghijklmnopqrstuvwxyzZYXWVUTSRQPONMLKJIHGFEDCBA9876543210"),
+    ];
+    let others = [("return_path", &replies[..]), ("xbzrle", &deltas[..]), ("device_state", &state[..])];
     let others = others.into_iter().flat_map(|(body, seeds)| {
         seeds.iter().map(move |(name, bytes)| (body, format!("{name}.bin"), bytes.to_vec()))
     });
-    streams.chain(others).collect()
+    let recipes: [(&str, &[u8]); 4] = [
+        ("one-channel", b"\x00\x00\x01\x00\x03\x00\x04\x01\x02\x03\x04"),
+        (
+            "three-rounds",
+            b"\x01\x03\x02\x00\x05\x01\x04\x09\x08\x07\x06\x02\x03\x01\x01\x02\x03\x04\x05\x06\x07\x08",
+        ),
+        ("a-sync-is-missing", b"\x02\x02\x01\x07\x01\x04\x00\x03\x01\x02"),
+        ("slow", b"\x00\x04\x04\x00\x07\x00\x04\x01\x01\x01\x02\x01\x00\x02\x00\x03\x00\x04\x00"),
+    ];
+    let recipes =
+        recipes.into_iter().map(|(name, bytes)| ("interleave", format!("{name}.bin"), bytes.to_vec()));
+    streams.chain(others).chain(recipes).chain(packets()).collect()
+}
+
+/// Multifd channels of some releases; the first byte chooses page size and release, as the body reads it.
+fn packets() -> Vec<(&'static str, String, Vec<u8>)> {
+    use migwire::multifd::Framer;
+    use migwire::wire::{Method, MultifdHello, Wire as _};
+    let mut seeds = Vec::new();
+    for (name, choice, release, page_size) in
+        [("5.2", 7 + 2, "5.2", 4096), ("9.0-16k", 21 + 4, "9.0", 16384), ("11.1-64k", 28 + 6, "11.1", 65536)]
+    {
+        let mut framer = Framer::new(release.parse().unwrap_or_default(), page_size);
+        let mut bytes = vec![choice];
+        MultifdHello::new(1, [7; 16]).emit(&mut bytes);
+        bytes.extend_from_slice(framer.sync(0));
+        let zero: &[u64] = if release == "5.2" { &[] } else { &[3 * page_size] };
+        bytes.extend_from_slice(framer.pages(b"pc.ram", &[page_size], zero, Method::ZLIB, 7, 1));
+        bytes.extend_from_slice(b"\x78\x01 zlib");
+        bytes.extend_from_slice(framer.pages_with_sync(b"pc.ram", &[0], Method::ZLIB, 3, 2));
+        bytes.extend_from_slice(b"abc");
+        bytes.extend_from_slice(framer.empty(3));
+        bytes.extend_from_slice(&Framer::device(b"0000:00:04.0/vfio", 0, 5));
+        bytes.extend_from_slice(b"state");
+        seeds.push(("multifd", format!("{name}.bin"), bytes));
+    }
+    seeds
 }
 
 #[test]

@@ -40,6 +40,9 @@ pub(crate) struct Speed {
     /// Memory of the guest, in MiB.
     #[arg(long, value_name = "MIB", default_value_t = 2048)]
     memory: u64,
+    /// Multifd channels; 0 for a plain migration.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    channels: u8,
     /// Migrations into each receiver.
     #[arg(long, value_name = "N", default_value_t = 5)]
     runs: usize,
@@ -127,10 +130,17 @@ impl Speed {
         let failed = |e| Failure::environment("a socket that discards", e);
         let listener = TcpListener::bind("127.0.0.1:0").map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
-        let reader = std::thread::Builder::new()
-            .name("discard".into())
-            .spawn(move || listener.accept().and_then(|(connection, _)| discard(connection)));
-        let reader = reader.map_err(failed)?;
+        let connections = usize::from(self.channels) + 1;
+        let accept = move || -> std::io::Result<()> {
+            std::thread::scope(|scope| {
+                let readers: std::io::Result<Vec<_>> = (0..connections)
+                    .map(|_| listener.accept().map(|(one, _)| scope.spawn(move || discard(one))))
+                    .collect();
+                let panicked = |_| Err(std::io::Error::other("its thread panicked"));
+                readers?.into_iter().try_for_each(|r| r.join().unwrap_or_else(panicked).map(|_| ()))
+            })
+        };
+        let reader = std::thread::Builder::new().name("discard".into()).spawn(accept).map_err(failed)?;
         let rate = self.migrate(peer, memory, &format!("tcp:{address}"), place)?;
         match reader.join() {
             Ok(result) => result.map_err(failed)?,
@@ -140,7 +150,8 @@ impl Speed {
     }
 
     fn to_recv(&self, peer: &Peer, tool: &Tool, memory: &Path, place: &Place) -> Run<f64> {
-        let words = ["recv", "tcp:127.0.0.1:0", "--json"].map(String::from);
+        let channels = self.channels.to_string();
+        let words = ["recv", "tcp:127.0.0.1:0", "--json", "--channels", &channels].map(String::from);
         let mut receiver = ToolProcess::spawn(tool, "recv", &words, place)?;
         let address = receiver.address(place)?;
         let rate = self.migrate(peer, memory, &address, place)?;
@@ -154,6 +165,10 @@ impl Speed {
         let spec = VmSpec { ram: Ram::File(memory.into()), ..VmSpec::bare(machine) };
         let mut vm = Vm::start("source", peer, &spec, place)?;
         vm.set_parameters(open())?;
+        if self.channels > 0 {
+            vm.set_capabilities(&["multifd".into()])?;
+            vm.set_parameters(json!({ "multifd-channels": self.channels }))?;
+        }
         vm.migrate(uri)?;
         let reply = follow(&mut vm, None, place.deadline)?;
         vm.quit()?;

@@ -217,10 +217,13 @@ impl<I: Input> Feed<I> {
             return Ok(());
         }
         self.stride = self.input.stride().min(BUFFER);
-        let skipped = self
-            .input
-            .skip(rest)
-            .map_err(|e| Error::io("skipping", "the channel failed", e).at(end - rest))?;
+        let skipped = self.input.skip(rest).map_err(|e| match e.kind() {
+            io::ErrorKind::TimedOut => {
+                let message = "nothing came while bytes were expected that nobody wants";
+                Error::new(ErrorKind::Timeout, end - rest, "skipping", message)
+            }
+            _ => Error::io("skipping", "the channel failed", e).at(end - rest),
+        })?;
         if skipped < rest {
             let message = format!("the stream ends here, {} bytes short of the page", rest - skipped);
             return Err(Error::new(ErrorKind::Truncated, end - rest + skipped, "RAM section", message));

@@ -5,13 +5,15 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::Args;
+use migwire::ChannelId;
 use migwire::capture::{Recorder, RecorderOptions, interface_name};
+use migwire::device_state::{Ability, Config, DeviceReport, Settings as DeviceSettings, SyntheticVerdict};
 use migwire::dialect::Dialect;
-use migwire::endpoint::{Acknowledge, Arrival, Destination, Limits};
+use migwire::endpoint::{Acknowledge, Arrival, Destination, Expected, Limits};
 use migwire::guest::Memory;
 use migwire::stream::Mode;
 use migwire::transport::{Address, Listener};
-use migwire::{ChannelId, Error};
+use migwire::wire::Method;
 use serde_json::{Value, json};
 
 use super::Verdict;
@@ -45,6 +47,23 @@ pub(crate) struct Recv {
     #[arg(long, value_name = "WHEN", default_value = "never", value_parser = parse_acknowledge)]
     switchover_ack: Acknowledge,
 
+    /// Multifd channels: so many, 0 for none, or auto: those that have connected by the first synchronisation
+    #[arg(long, value_name = "N", default_value = "auto", value_parser = parse_channels)]
+    channels: Expected,
+
+    /// Encoding of pages on multifd channels: none, zlib, zstd, qpl, uadk, qatzip; auto takes what comes
+    #[arg(long, value_name = "METHOD", default_value = "auto", value_parser = parse_compression)]
+    compression: Encoding,
+
+    /// State of VFIO devices: live (in every arrangement), downtime (as stock 10.0 to 11.1: packets wait for SWITCHOVER_START), or off
+    /// (main channel only, as with x-migration-multifd-transfer=off)
+    #[arg(long, value_name = "ABILITY", default_value = "live", value_parser = parse_ability)]
+    device_state: Ability,
+
+    /// Most bytes of device state that may wait for packets that are missing
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = super::send::parse_size)]
+    device_memory: u64,
+
     /// Say nothing on the return path
     #[arg(long)]
     no_reply: bool,
@@ -66,6 +85,10 @@ pub(crate) struct Recv {
     json: bool,
 }
 
+/// A method, or whatever comes.
+#[derive(Clone, Copy, Debug)]
+struct Encoding(Option<Method>);
+
 impl Recv {
     pub(crate) fn run(self) -> anyhow::Result<Verdict> {
         let listener =
@@ -84,25 +107,30 @@ impl Recv {
         if self.digest {
             memory = memory.with_digest();
         }
-        let Some(connection) = listener.accept(self.deadline)? else {
-            let message = "no source connected in time";
-            return Err(Error::nowhere(migwire::ErrorKind::Timeout, "accepting", message).into());
-        };
         let mode = if self.lenient { Mode::Lenient } else { Mode::Strict };
         let mut destination = Destination::new()
             .with_dialect(self.dialect)
             .with_mode(mode)
             .with_limits(Limits { silence: self.timeout, total: self.deadline })
             .with_acknowledge(self.switchover_ack)
+            .with_channels(self.channels)
+            .with_devices(DeviceSettings {
+                ability: self.device_state,
+                memory: self.device_memory,
+                ..DeviceSettings::default()
+            })
             .with_memory(memory);
         if self.no_reply {
             destination = destination.without_replies();
         }
+        if let Encoding(Some(method)) = self.compression {
+            destination = destination.with_compression(method);
+        }
         if let Some(recorder) = &recorder {
-            destination = destination.with_tap(recorder.channel(interface_name(ChannelId::Main)));
+            destination = destination.with_recorder(recorder.clone());
         }
         let mut line = ProgressLine::new();
-        let arrival = destination.receive(connection, |progress| line.show(progress));
+        let arrival = destination.listen(&listener, |progress| line.show(progress))?;
         line.end();
         // What was received is told first; that its recording failed is an error of its own.
         self.report(&arrival)?;
@@ -153,6 +181,11 @@ impl Recv {
             "iterations": arrival.iterations,
             "return_path": arrival.return_path,
             "postcopy": arrival.postcopy,
+            "channels": channels_json(arrival),
+            "sync": arrival.sync_mode.map(|mode| mode.to_string()),
+            "synchronisations": arrival.synchronisations,
+            "compression": arrival.method.map(method_name),
+            "devices": arrival.devices.iter().map(device_json).collect::<Vec<_>>(),
             "dialect": self.dialect.to_string(),
             "blocks": output::blocks_json(&arrival.memory),
             "complaints": arrival.complaints.iter().map(output::error_json).collect::<Vec<_>>(),
@@ -160,6 +193,76 @@ impl Recv {
             "recording": self.output.as_ref().map(|path| path.display().to_string()),
         })
     }
+}
+
+fn channels_json(arrival: &Arrival) -> Vec<Value> {
+    let channel = |(id, channel): (&u8, &migwire::endpoint::ChannelArrival)| {
+        json!({
+            "channel": interface_name(ChannelId::Multifd(*id)),
+            "bytes": channel.bytes,
+            "packets": channel.packets,
+            "syncs": channel.syncs,
+            "pages": channel.pages,
+            "zero_pages": channel.zero_pages,
+            "device_packets": channel.device_packets,
+        })
+    };
+    arrival.channels.iter().map(channel).collect()
+}
+
+fn device_json(device: &DeviceReport) -> Value {
+    let config = device.config.as_deref().map(Config::decode);
+    json!({
+        "name": device.name.escape_ascii().to_string(),
+        "instance": device.instance,
+        "main_bytes": device.main_bytes,
+        "multifd_bytes": device.multifd_bytes,
+        "packets": device.packets,
+        "queued_peak": device.queued_peak,
+        "complete": device.incomplete.is_none(),
+        "incomplete": device.incomplete,
+        "synthetic": match device.synthetic {
+            SyntheticVerdict::Foreign => None,
+            SyntheticVerdict::Equal => Some("equal"),
+            SyntheticVerdict::Different(_) | SyntheticVerdict::Short(_) => Some("different"),
+        },
+        "config": config.as_ref().and_then(Config::pci).map(|pci| json!({
+            "vendor": pci.vendor(),
+            "device": pci.device(),
+            "msix": pci.msix.as_ref().map(migwire::device_state::Msix::count),
+        })),
+    })
+}
+
+fn parse_ability(text: &str) -> Result<Ability, String> {
+    match text {
+        "live" => Ok(Ability::Live),
+        "downtime" => Ok(Ability::Downtime),
+        "off" => Ok(Ability::Off),
+        _ => Err("live, downtime or off".to_owned()),
+    }
+}
+
+/// The name of a method, as `multifd-compression` has it.
+fn method_name(method: Method) -> String {
+    method.name().map_or_else(|| method.to_string(), str::to_lowercase)
+}
+
+fn parse_channels(text: &str) -> Result<Expected, String> {
+    match text {
+        "auto" => Ok(Expected::Auto),
+        _ => text.parse().map(Expected::Exactly).map_err(|_| "auto, or a number up to 255".to_owned()),
+    }
+}
+
+fn parse_compression(text: &str) -> Result<Encoding, String> {
+    if text == "auto" {
+        return Ok(Encoding(None));
+    }
+    let found = Method::KNOWN.iter().find(|(_, name)| name.eq_ignore_ascii_case(text));
+    found
+        .map(|(method, _)| Encoding(Some(*method)))
+        .ok_or_else(|| "auto, none, zlib, zstd, qpl, uadk or qatzip".to_owned())
 }
 
 fn parse_acknowledge(text: &str) -> Result<Acknowledge, String> {

@@ -12,7 +12,7 @@ mod pace;
 mod proxy;
 mod source;
 
-pub use destination::{Acknowledge, Arrival, Destination, Progress};
+pub use destination::{Acknowledge, Arrival, ChannelArrival, Destination, Expected, Progress};
 pub use pace::Limits;
 pub use proxy::{Passage, Passed, Proxy};
 pub use source::{Blank, Departure, RunState, Source, Template};

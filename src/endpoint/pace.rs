@@ -1,6 +1,8 @@
 //! How long a peer may take.
 
 use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Limits on a peer's silence, and on everything together.
@@ -29,6 +31,8 @@ pub(super) struct Pace {
     seen: Cell<u64>,
     last: Cell<Instant>,
     hurry: Cell<bool>,
+    /// What other channels of the same migration have achieved.
+    others: Arc<AtomicU64>,
 }
 
 impl Pace {
@@ -41,7 +45,14 @@ impl Pace {
             seen: Cell::new(0),
             last: Cell::new(begin),
             hurry: Cell::new(false),
+            others: Arc::default(),
         }
+    }
+
+    /// The same, where a channel may be silent as long as `others` grows.
+    pub(super) fn with_others(mut self, others: Arc<AtomicU64>) -> Self {
+        self.others = others;
+        self
     }
 
     /// Notes that a whole record has come.
@@ -67,7 +78,8 @@ impl Pace {
     /// How long the next read may take; `None` when a limit is reached already.
     pub(super) fn patience(&self) -> Option<Duration> {
         let now = Instant::now();
-        if self.seen.replace(self.records.get()) != self.records.get() {
+        let achieved = self.records.get().wrapping_add(self.others.load(Ordering::Relaxed));
+        if self.seen.replace(achieved) != achieved {
             self.last.set(now);
         }
         let silence = self.limits.silence.checked_sub(now - self.last.get())?;

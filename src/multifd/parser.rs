@@ -173,7 +173,7 @@ impl PacketParser {
         }
     }
 
-    /// The same parser, that leaves the payload of pages unread.
+    /// The same parser, that leaves pages unread. Encoded ones are read all the same.
     #[must_use]
     pub fn with_elision(mut self) -> Self {
         self.elide = true;
@@ -187,9 +187,10 @@ impl PacketParser {
         self
     }
 
-    /// Target page size: how long packets are.
-    pub fn page_size(&self) -> u64 {
-        self.page_size
+    /// Sets the page size, which the main channel says, behind the hello.
+    pub fn set_page_size(&mut self, page_size: u64) {
+        self.page_size = page_size;
+        self.batch.page_size = page_size;
     }
 
     /// What the channel began with.
@@ -239,7 +240,9 @@ impl PacketParser {
                     RamPacket::parse(input, packet_page_count(self.page_size)).map(Packet::Ram)
                 }
             }
-            Expect::Payload(left) if self.elide => Ok(Packet::Payload(Bulk::Elided(left))),
+            Expect::Payload(left) if self.elide && self.batch.method() == Method::NONE => {
+                Ok(Packet::Payload(Bulk::Elided(left)))
+            }
             Expect::Payload(left) => {
                 let count = left.min(PIECE as u64) as usize;
                 input.take("payload", count).map(|bytes| Packet::Payload(Bulk::Bytes(bytes)))

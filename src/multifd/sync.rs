@@ -95,8 +95,8 @@ enum Fate {
 
 /// The destination's side: who has come how far.
 ///
-/// A channel may go on behind its n-th SYNC once the main channel has taken the n-th marker, and the main channel behind its n-th marker
-/// once every channel has reached its n-th SYNC.
+/// Everybody goes on, channels behind their n-th SYNC and the main channel behind its n-th marker, once all of them have come there: a
+/// channel that went on earlier could place a page that another one still has to overwrite with an older one.
 #[derive(Clone, Debug, Default)]
 pub struct Barrier {
     channels: Vec<(u8, u64, Fate)>,
@@ -156,7 +156,9 @@ impl Barrier {
 
     /// Whether channel `id` may read on behind its last SYNC.
     pub fn may_read(&self, id: u8) -> bool {
-        self.channels.iter().all(|(other, syncs, _)| *other != id || *syncs <= self.markers)
+        let is_passed = self.channels.iter().all(|(_, syncs, _)| *syncs >= self.markers);
+        let passed = self.markers - u64::from(!is_passed);
+        self.channels.iter().all(|(other, syncs, _)| *other != id || *syncs <= passed)
     }
 
     /// Whether the main channel may go on behind its last marker.
@@ -187,6 +189,11 @@ impl Barrier {
     /// Channels that stand at a SYNC that no marker has answered. Sources of 9.1 and 9.2 leave one each.
     pub fn waiting(&self) -> impl Iterator<Item = u8> {
         self.channels.iter().filter(|(_, syncs, _)| *syncs > self.markers).map(|(id, ..)| *id)
+    }
+
+    /// Whether nothing more will be read on any channel unless the main channel comes to another marker.
+    pub fn are_silent(&self) -> bool {
+        self.channels.iter().all(|(_, syncs, fate)| *fate != Fate::Open || *syncs > self.markers)
     }
 
     /// The error for a main channel that has waited for too long.
@@ -247,14 +254,14 @@ mod tests {
         barrier.arrive(0);
         assert!(!barrier.may_read(0) && barrier.may_read(1));
         barrier.mark();
-        assert!(barrier.may_read(0), "its marker is there");
+        assert!(!barrier.may_read(0), "channel 1 may still write what is older");
         assert!(!barrier.may_go_on().unwrap());
         assert_eq!(barrier.missing().collect::<Vec<_>>(), [1]);
+        barrier.arrive(1);
+        assert!(barrier.may_go_on().unwrap() && barrier.may_read(0) && barrier.may_read(1));
         // Released, and quicker than channel 1.
         barrier.arrive(0);
-        assert!(!barrier.may_read(0));
-        barrier.arrive(1);
-        assert!(barrier.may_go_on().unwrap() && barrier.may_read(1));
+        assert!(!barrier.may_read(0) && barrier.may_read(1));
         assert_eq!(barrier.waiting().collect::<Vec<_>>(), [0]);
     }
 

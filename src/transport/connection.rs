@@ -82,6 +82,23 @@ impl Connection {
         }
     }
 
+    /// Whether both are clones of one connection.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inner, &other.inner)
+    }
+
+    /// Reads and forgets up to as many bytes as `scrap` is long; 0 at the end. A tcp socket drops them without copying them, so
+    /// that `scrap` may hold anything afterwards.
+    pub fn discard(&self, scrap: &mut [u8]) -> io::Result<usize> {
+        match &self.inner.io {
+            Io::Socket(socket) => {
+                let dropped = rustix::net::recv(socket, scrap, rustix::net::RecvFlags::TRUNC);
+                dropped.map(|(_, count)| count).map_err(|e| silence(e.into(), "nothing was received in time"))
+            }
+            Io::Pipes(_) | Io::Memory(_) => (&*self).read(scrap),
+        }
+    }
+
     /// Longest wait of one `read` for its first byte, on all clones; `None` waits for ever.
     pub fn set_read_timeout(&self, timeout: Option<Duration>) -> Result<()> {
         let timeout = timeout.map(at_least_one_tick);
@@ -118,6 +135,21 @@ impl Connection {
             }
             Io::Memory(twin) => {
                 twin.shutdown_write();
+                Ok(())
+            }
+        }
+    }
+
+    /// Takes nothing any more, from any thread: what has arrived can still be read, then reads give 0. A pipe is ended as a whole.
+    pub fn shutdown_read(&self) -> Result<()> {
+        match &self.inner.io {
+            Io::Socket(socket) => self.shutdown_socket(socket, Shutdown::Read),
+            Io::Pipes(pipes) => {
+                pipes.shutdown();
+                Ok(())
+            }
+            Io::Memory(twin) => {
+                twin.shutdown_read();
                 Ok(())
             }
         }

@@ -85,6 +85,10 @@ impl Twin {
         self.output.change(|state| state.no_more = true);
     }
 
+    pub(super) fn shutdown_read(&self) {
+        self.input.change(|state| state.no_more = true);
+    }
+
     pub(super) fn shutdown(&self) {
         self.shutdown_write();
         self.input.change(|state| {

@@ -17,6 +17,7 @@ mod ram;
 mod return_path;
 mod section;
 mod sink;
+mod vfio;
 pub mod xbzrle;
 
 pub use command::{Advise, Command, CommandCode, Discard, DiscardRange};
@@ -34,6 +35,7 @@ pub use ram::{Bulk, Page, PageBody, PageWord, RamBlock, RamFields, RamFlags};
 pub use return_path::{BitmapHead, Message, MessageKind, RECV_BITMAP_END};
 pub use section::{SectionFooter, SectionHead, SectionIdentity, SectionKind};
 pub use sink::Sink;
+pub use vfio::{VfioPacketFlags, VfioPacketHead, VfioTag};
 
 /// A record that can be read from and written to the wire.
 pub trait Wire<'a>: Sized {

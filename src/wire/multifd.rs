@@ -126,6 +126,8 @@ pub struct MultifdHello {
 impl MultifdHello {
     /// Bytes on the wire.
     pub const LEN: usize = 64;
+    /// Offset of the channel's number.
+    pub const ID: usize = 24;
 
     /// The hello of a channel.
     pub fn new(id: u8, uuid: [u8; 16]) -> Self {

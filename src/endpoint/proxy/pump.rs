@@ -8,7 +8,7 @@ use super::{Passed, Shared};
 use crate::capture::{ChannelTap, Direction, interface_name};
 use crate::error::{ChannelId, Error, Result};
 use crate::transport::Connection;
-use crate::wire::{CommandCode, FileHeader, SectionKind};
+use crate::wire::{CommandCode, FileHeader, MULTIFD_MAGIC, MultifdHello, SectionKind};
 
 /// Bytes that are read at once: what a socket holds at most by default, so that one call empties it.
 const CHUNK: usize = 256 << 10;
@@ -165,23 +165,22 @@ struct FirstBytes {
 }
 
 impl FirstBytes {
-    /// Offset of the channel id in a multifd channel's initial packet (`MultiFDInit_t`, `migration/multifd.c`).
-    const MULTIFD_ID: usize = 24;
-    const MULTIFD: [u8; 4] = [0x11, 0x22, 0x33, 0x44];
-    const ENOUGH: usize = Self::MULTIFD_ID + 1;
+    /// The longest thing that has to be read before a connection is known: the hello of a multifd channel, up to its number.
+    const ENOUGH: usize = MultifdHello::ID + 1;
 
     /// What the connection is; `None` as long as more bytes may tell.
     fn channel(&self, number: usize, has_main: bool) -> Option<ChannelId> {
         let main = FileHeader::MAGIC.to_be_bytes();
+        let multifd = MULTIFD_MAGIC.to_be_bytes();
         let bytes = &self.bytes[..];
         let other = ChannelId::Connection(number as u32);
         if bytes.starts_with(&main) {
             return Some(ChannelId::Main);
         }
-        if bytes.starts_with(&Self::MULTIFD) {
-            return bytes.get(Self::MULTIFD_ID).map(|id| ChannelId::Multifd(*id));
+        if bytes.starts_with(&multifd) {
+            return bytes.get(MultifdHello::ID).map(|id| ChannelId::Multifd(*id));
         }
-        if bytes.len() < 4 && (main.starts_with(bytes) || Self::MULTIFD.starts_with(bytes)) {
+        if bytes.len() < 4 && (main.starts_with(bytes) || multifd.starts_with(bytes)) {
             return None;
         }
         // The main channel of a recovery has no magic and begins with a command; a preempt channel begins with a page.

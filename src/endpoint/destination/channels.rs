@@ -1,0 +1,548 @@
+//! The multifd channels of a destination: who has connected, who waits for whom, and where their pages go.
+//!
+//! ```text
+//! Listener --> doorman --> a thread a connection --first four bytes--> main channel: over to the receiver
+//!                                   |                                  multifd: stays, reads packets
+//!                                   '-- SYNC --> Barrier <-- FLUSH or EOS -- main channel
+//! ```
+//! A stock source connects the main channel first, but says nothing on it until all others are connected (9.0), or says it at
+//! once (8.2 and older), so that connections come in any order. How many there will be is not on the wire. But each has written
+//! SYNC before the source writes its first marker on the main channel; so when that is read, all of them have connected.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::capture::Recorder;
+use crate::device_state::{Assembler, DeviceReport, Settings as DeviceSettings};
+use crate::dialect::Dialect;
+use crate::endpoint::pace::{Limits, Pace};
+use crate::error::{ChannelId, Error, ErrorKind, Result};
+use crate::guest::Memory;
+use crate::limits::MAX_COMPLAINTS;
+use crate::multifd::{Barrier, SyncMode};
+use crate::stream::{Block, Mode};
+use crate::transport::Connection;
+use crate::wire::{DevicePacket, Method, MultifdHello};
+
+const DOING: &str = "multifd channels";
+
+/// Connections that have not said what they are. A source opens 257 at a time at most.
+const MAX_UNKNOWN: usize = 300;
+
+/// How long a connection may keep the first synchronisation waiting that has come but says nothing, or has not come although the
+/// main channel speaks of multifd.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// How many multifd channels a destination expects. The number is not on the wire.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Expected {
+    /// Those that have connected by the first synchronisation.
+    #[default]
+    Auto,
+    /// So many: parameter `multifd-channels`, or 0 where capability `multifd` is off.
+    Exactly(u8),
+}
+
+/// What came over one multifd channel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChannelArrival {
+    /// Bytes, in whole events.
+    pub bytes: u64,
+    /// Packets of all kinds.
+    pub packets: u64,
+    /// Packets with SYNC.
+    pub syncs: u64,
+    /// Pages of all kinds.
+    pub pages: u64,
+    /// Pages of zeros.
+    pub zero_pages: u64,
+    /// Packets of device state.
+    pub device_packets: u64,
+}
+
+/// What the channels need to know, and never changes.
+pub(super) struct Settings {
+    pub(super) expected: Expected,
+    pub(super) method: Option<Method>,
+    pub(super) uuid: Option<[u8; 16]>,
+    pub(super) mode: Mode,
+    pub(super) dialect: Dialect,
+    pub(super) limits: Limits,
+    pub(super) recorder: Option<Recorder>,
+    pub(super) devices: DeviceSettings,
+}
+
+/// What all threads of a destination share.
+pub(super) struct Channels {
+    pub(super) settings: Settings,
+    pub(super) memory: Mutex<Memory>,
+    /// Whether pages are looked at: kept or digested.
+    pub(super) keeps: bool,
+    /// Events of all multifd channels: what counts as progress while the main channel is silent.
+    pub(super) activity: Arc<AtomicU64>,
+    pub(super) pages: AtomicU64,
+    pub(super) bytes: AtomicU64,
+    devices: Mutex<Assembler>,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    barrier: Barrier,
+    /// The main channel's blocks, known at the first marker.
+    blocks: Option<Arc<[Block]>>,
+    page_size: Option<u64>,
+    sync_mode: Option<SyncMode>,
+    /// No channel may join any more.
+    settled: bool,
+    /// The main channel is past its START sections: whoever is to be known is.
+    running: bool,
+    end: Option<End>,
+    failure: Option<Error>,
+    complaints: Vec<Error>,
+    uuid: Option<[u8; 16]>,
+    method: Option<Method>,
+    /// Everybody who has connected, to be let go of in the end.
+    connections: Vec<Connection>,
+    main: Option<Connection>,
+    has_main: bool,
+    accepted: u32,
+    /// Connections that have not said what they are.
+    unknown: usize,
+    /// The receiver asks whether anybody else is at the door, and the doorman has looked so many times since.
+    asked: u64,
+    looked: u64,
+    arrivals: BTreeMap<u8, ChannelArrival>,
+}
+
+/// How it all ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Everything is there; what has come since is read to its end.
+    Complete,
+    /// Nobody goes on.
+    Broken,
+}
+
+/// The books, when all threads have ended.
+pub(super) struct Closed {
+    pub(super) memory: Memory,
+    pub(super) arrivals: BTreeMap<u8, ChannelArrival>,
+    pub(super) sync_mode: Option<SyncMode>,
+    pub(super) synchronisations: u64,
+    pub(super) method: Option<Method>,
+    pub(super) complaints: Vec<Error>,
+    pub(super) failure: Option<Error>,
+    pub(super) devices: Vec<DeviceReport>,
+}
+
+impl Channels {
+    pub(super) fn new(settings: Settings, memory: Memory) -> Self {
+        let state = State {
+            sync_mode: SyncMode::of(settings.dialect),
+            uuid: settings.uuid,
+            method: settings.method,
+            ..State::default()
+        };
+        Self {
+            keeps: memory.keeps(),
+            memory: Mutex::new(memory),
+            activity: Arc::default(),
+            pages: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            devices: Mutex::new(Assembler::new(settings.devices)),
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            settings,
+        }
+    }
+
+    pub(super) fn memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn devices(&self) -> MutexGuard<'_, Assembler> {
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes something that others may wait for.
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let value = change(&mut self.state());
+        self.changed.notify_all();
+        value
+    }
+
+    // ---- at the door
+
+    /// Somebody has connected. `None`: too many have, and say nothing.
+    pub(super) fn admit(&self, connection: &Connection) -> Option<u32> {
+        self.change(|state| {
+            if state.unknown >= MAX_UNKNOWN || state.end.is_some() {
+                return None;
+            }
+            state.unknown += 1;
+            state.connections.push(connection.clone());
+            state.accepted += 1;
+            Some(state.accepted - 1)
+        })
+    }
+
+    /// A connection has said what it is, or has gone away.
+    pub(super) fn note_known(&self) {
+        self.change(|state| state.unknown = state.unknown.saturating_sub(1));
+    }
+
+    /// How often the doorman has been asked to look.
+    pub(super) fn asked(&self) -> u64 {
+        self.state().asked
+    }
+
+    /// There was nobody at the door, some time after the doorman was asked.
+    pub(super) fn note_looked(&self, asked: u64) {
+        self.change(|state| state.looked = state.looked.max(asked));
+    }
+
+    /// A connection is of no use.
+    pub(super) fn dismiss(&self, connection: &Connection) {
+        let _ = connection.shutdown();
+        self.change(|state| state.connections.retain(|other| !other.is_same(connection)));
+    }
+
+    /// Whether this is the first main channel.
+    pub(super) fn claim_main(&self, connection: &Connection) -> bool {
+        self.change(|state| {
+            state.main.get_or_insert_with(|| connection.clone());
+            !std::mem::replace(&mut state.has_main, true)
+        })
+    }
+
+    /// Why the migration has failed, if it has.
+    pub(super) fn failure(&self) -> Option<Error> {
+        self.state().failure.clone()
+    }
+
+    /// Number of connections so far.
+    pub(super) fn accepted(&self) -> u32 {
+        self.state().accepted
+    }
+
+    /// A channel has introduced itself. `false`: it is one too many, and comes too late.
+    pub(super) fn join(&self, hello: &MultifdHello) -> Result<bool> {
+        let id = hello.id;
+        let refuse = |kind, at, message: String| {
+            Err(Error::new(kind, at, "multifd hello", message).on(ChannelId::Multifd(id)))
+        };
+        let mut state = self.state();
+        if *state.uuid.get_or_insert(hello.uuid) != hello.uuid {
+            let message = "another UUID than expected, or than that of the other channels: -uuid must be the same on both ends";
+            return refuse(ErrorKind::OutOfOrder, 8, message.to_owned());
+        }
+        if let Expected::Exactly(count) = self.settings.expected
+            && id >= count
+        {
+            let message = format!(
+                "channel id {id}, and {count} channels are expected: multifd-channels must be the same on both ends"
+            );
+            return refuse(ErrorKind::OutOfOrder, 24, message);
+        }
+        if state.settled {
+            return Ok(false);
+        }
+        if state.barrier.ids().any(|other| other == id) {
+            return refuse(ErrorKind::OutOfOrder, 24, format!("a second channel with id {id}"));
+        }
+        if state.settled {
+            let message = format!(
+                "channel {id} comes after the first synchronisation, which it should have taken part in"
+            );
+            return refuse(ErrorKind::OutOfOrder, 0, message);
+        }
+        state.barrier.join(id);
+        state.arrivals.insert(id, ChannelArrival::default());
+        drop(state);
+        self.changed.notify_all();
+        Ok(true)
+    }
+
+    // ---- what a channel asks
+
+    /// Waits until the main channel has said how large pages are. `None`: nobody waits any more.
+    pub(super) fn page_size(&self) -> Option<u64> {
+        let mut state = self.state();
+        loop {
+            match (state.page_size, state.end) {
+                (Some(size), _) => return Some(size),
+                (None, Some(_)) => return None,
+                (None, None) => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
+    }
+
+    /// The main channel's blocks, if it has named them.
+    pub(super) fn blocks(&self) -> Option<Arc<[Block]>> {
+        self.state().blocks.clone()
+    }
+
+    /// Channel `id` stands at a SYNC; returns when it may read on, or that it never may.
+    pub(super) fn arrive(&self, id: u8) -> ControlFlow<()> {
+        let mut state = self.state();
+        state.barrier.arrive(id);
+        self.changed.notify_all();
+        while state.end.is_none() && !state.barrier.may_read(id) {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        match state.end {
+            Some(End::Broken) => ControlFlow::Break(()),
+            Some(End::Complete) | None => ControlFlow::Continue(()),
+        }
+    }
+
+    /// The channel's pages are encoded like this.
+    pub(super) fn note_method(&self, method: Method) {
+        self.state().method.get_or_insert(method);
+    }
+
+    /// Channel `id` has come so far.
+    pub(super) fn note_arrival(&self, id: u8, arrival: ChannelArrival) {
+        self.state().arrivals.insert(id, arrival);
+    }
+
+    /// Channel `id` has ended between two packets.
+    pub(super) fn leave(&self, id: u8) {
+        self.change(|state| state.barrier.close(id));
+    }
+
+    /// Everything is there, and what is read now came late.
+    pub(super) fn is_complete(&self) -> bool {
+        self.state().end == Some(End::Complete)
+    }
+
+    pub(super) fn is_over(&self) -> bool {
+        self.state().end.is_some()
+    }
+
+    /// Something that a stock destination would not have liked, but that need not end the migration.
+    pub(super) fn complain(&self, error: Error) {
+        let mut state = self.state();
+        if state.complaints.len() < MAX_COMPLAINTS {
+            state.complaints.push(error);
+        }
+    }
+
+    /// The migration has failed: the first error counts, and nobody waits any more.
+    pub(super) fn fail(&self, error: Error) {
+        self.change(|state| {
+            if state.end == Some(End::Broken) {
+                // Who is cut off complains, and says nothing new.
+                return;
+            }
+            state.failure.get_or_insert(error);
+            state.end = Some(End::Broken);
+            state.let_go(Connection::shutdown);
+            // The main channel still has to say on its return path that it has failed.
+            if let Some(main) = &state.main {
+                let _ = main.shutdown_read();
+            }
+        });
+    }
+
+    /// Waits until the main channel has announced a device, or has announced all that it will. The setup synchronisation may be over
+    /// before its last START section is.
+    pub(super) fn await_device(&self, packet: &DevicePacket<'_>) {
+        let mut state = self.state();
+        while state.end.is_none() && !state.running {
+            // Never the other way round: nobody who has the devices asks for the state.
+            if self.devices().find(packet.idstr.name(), packet.instance_id).is_some() {
+                return;
+            }
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    // ---- what the main channel asks
+
+    /// The main channel is past its START sections.
+    pub(super) fn note_running(&self) {
+        self.change(|state| state.running = true);
+    }
+
+    /// Something has come that others may wait for.
+    pub(super) fn notify(&self) {
+        drop(self.state());
+        self.changed.notify_all();
+    }
+
+    /// Whether nothing can come on any multifd channel: each has ended, or stands at a SYNC that was never answered.
+    pub(super) fn are_silent(&self) -> bool {
+        self.state().barrier.are_silent()
+    }
+
+    /// Channels that stand at a SYNC.
+    pub(super) fn waiting(&self) -> Vec<u8> {
+        self.state().barrier.waiting().collect()
+    }
+
+    /// Waits for more device state. `false`: it has taken too long.
+    pub(super) fn wait_for_devices(&self, pace: &Pace) -> bool {
+        let Some(patience) = pace.patience() else { return false };
+        drop(self.wait(self.state(), patience.min(GRACE / 10)));
+        true
+    }
+
+    /// The main channel knows how large pages are.
+    pub(super) fn set_page_size(&self, page_size: u64) {
+        self.change(|state| state.page_size = Some(page_size));
+    }
+
+    /// How channels synchronise, as far as it is known.
+    pub(super) fn sync_mode(&self) -> Option<SyncMode> {
+        self.state().sync_mode
+    }
+
+    /// The main channel has come to a marker of that kind: waits for every channel.
+    pub(super) fn synchronise(&self, mode: SyncMode, blocks: &[Block], pace: &Pace) -> Result<()> {
+        let mut state = self.state();
+        if state.blocks.is_none() {
+            state.blocks = Some(blocks.into());
+        }
+        if !state.settled {
+            drop(state);
+            self.settle(mode, pace)?;
+            state = self.state();
+        }
+        if state.barrier.ids().next().is_none() {
+            return Ok(());
+        }
+        state.sync_mode = Some(mode);
+        state.barrier.mark();
+        self.changed.notify_all();
+        loop {
+            if let Some(failure) = &state.failure {
+                return Err(failure.clone());
+            }
+            if state.barrier.may_go_on()? {
+                return Ok(());
+            }
+            let Some(patience) = pace.patience() else { return Err(state.barrier.overdue()) };
+            state = self.wait(state, patience);
+        }
+    }
+
+    /// Finds out which channels there are.
+    fn settle(&self, mode: SyncMode, pace: &Pace) -> Result<()> {
+        let mut state = self.state();
+        state.asked += 1;
+        let asked = state.asked;
+        let begin = Instant::now();
+        loop {
+            if let Some(failure) = &state.failure {
+                return Err(failure.clone());
+            }
+            let mut ids: Vec<u8> = state.barrier.ids().collect();
+            ids.sort_unstable();
+            let highest = ids.iter().max().map_or(0, |id| usize::from(*id) + 1);
+            let is_settled = match self.settings.expected {
+                Expected::Exactly(count) => ids.len() == usize::from(count),
+                // A number is missing: its channel must be on its way.
+                Expected::Auto if ids.len() < highest => false,
+                Expected::Auto => {
+                    let is_quiet = state.looked >= asked && state.unknown == 0;
+                    let is_missing = ids.is_empty() && mode == SyncMode::PerRound;
+                    let is_patient = begin.elapsed() < GRACE;
+                    if is_missing && !is_patient {
+                        return Err(none_connected());
+                    }
+                    (is_quiet || !is_patient) && !is_missing
+                }
+            };
+            if is_settled {
+                state.settled = true;
+                return Ok(());
+            }
+            let Some(patience) = pace.patience() else { return Err(self.absent(&ids, highest)) };
+            state = self.wait(state, patience.min(GRACE / 10));
+        }
+    }
+
+    fn wait<'a>(&self, state: MutexGuard<'a, State>, patience: Duration) -> MutexGuard<'a, State> {
+        // Limits are looked at again every now and then: other channels' progress counts.
+        let patience = patience.min(Duration::from_secs(1));
+        self.changed.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner).0
+    }
+
+    fn absent(&self, ids: &[u8], highest: usize) -> Error {
+        let wanted = match self.settings.expected {
+            Expected::Auto if highest == 0 => return none_connected(),
+            Expected::Exactly(count) => usize::from(count),
+            Expected::Auto => highest,
+        };
+        let message = format!(
+            "{} of {wanted} multifd channels have connected (ids {ids:?}): multifd-channels must be the same on both ends; \
+             a stock destination waits for the others for ever",
+            ids.len()
+        );
+        Error::nowhere(ErrorKind::Timeout, DOING, message)
+    }
+
+    /// The main channel has ended. What is on its way on the other channels is read, if all went well.
+    pub(super) fn finish(&self, is_complete: bool) {
+        self.change(|state| {
+            state.end.get_or_insert(if is_complete { End::Complete } else { End::Broken });
+            match is_complete {
+                true => state.let_go(Connection::shutdown_read),
+                false => state.let_go(Connection::shutdown),
+            }
+        });
+    }
+
+    /// Closes the books. All threads have ended.
+    pub(super) fn close(self) -> Closed {
+        let mut state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
+        state.let_go(Connection::shutdown);
+        let mut devices = self.devices.into_inner().unwrap_or_else(PoisonError::into_inner);
+        Closed {
+            devices: devices.finish(&mut |_, _| {}),
+            memory: self.memory.into_inner().unwrap_or_else(PoisonError::into_inner),
+            sync_mode: state.sync_mode.filter(|_| !state.arrivals.is_empty()),
+            synchronisations: state.barrier.markers(),
+            method: state.method.filter(|_| !state.arrivals.is_empty()),
+            arrivals: state.arrivals,
+            complaints: state.complaints,
+            failure: state.failure,
+        }
+    }
+
+    /// Counts pages and bytes of a channel for those who watch.
+    pub(super) fn count(&self, bytes: u64, pages: u64) {
+        self.activity.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        if pages > 0 {
+            self.pages.fetch_add(pages, Ordering::Relaxed);
+        }
+    }
+}
+
+impl State {
+    /// Lets go of everybody but the main channel.
+    fn let_go(&mut self, end: impl Fn(&Connection) -> Result<()>) {
+        let main = self.main.as_ref();
+        for connection in self.connections.iter().filter(|c| main.is_none_or(|main| !c.is_same(main))) {
+            // Who has gone already cannot be told.
+            let _ = end(connection);
+        }
+    }
+}
+
+fn none_connected() -> Error {
+    let message = "the main channel speaks of multifd (MULTIFD_FLUSH), but no multifd channel has connected; their pages would \
+                   be missing";
+    Error::nowhere(ErrorKind::OutOfOrder, DOING, message)
+}

@@ -1,0 +1,128 @@
+//! Lets connections in, and finds out what each of them is.
+
+use std::io::{self, Read as _};
+use std::thread::{self, Scope};
+use std::time::Duration;
+
+use crossbeam_channel::Sender;
+
+use super::channel;
+use super::channels::{Channels, Expected};
+use crate::error::{ChannelId, Error, ErrorKind, Result};
+use crate::transport::{Connection, Listener};
+use crate::wire::{FileHeader, MULTIFD_MAGIC};
+
+const DOING: &str = "accepting";
+
+/// How long the doorman waits for a knock before it looks whether it is wanted any more.
+const TICK: Duration = Duration::from_millis(10);
+
+/// First byte of a TLS record with a handshake, and the major number of its version.
+const TLS: [u8; 2] = [0x16, 0x03];
+
+/// A main channel whose first bytes have been read.
+pub(super) struct Front {
+    pub(super) connection: Connection,
+    pub(super) first: Vec<u8>,
+}
+
+/// Accepts until everything is over. Each connection gets a thread of its own, so that a silent one keeps nobody waiting.
+pub(super) fn attend<'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    channels: &'scope Channels,
+    listener: &'scope Listener,
+    main: Sender<Front>,
+) {
+    let mut refused = 0;
+    while !channels.is_over() {
+        let asked = channels.asked();
+        match listener.accept(Some(TICK)) {
+            Ok(Some(connection)) => {
+                let Some(number) = channels.admit(&connection) else {
+                    refused += 1;
+                    if refused == 1 {
+                        let message = "connections that say nothing are refused, there are too many of them";
+                        channels.complain(Error::nowhere(ErrorKind::TooLarge, DOING, message));
+                    }
+                    continue;
+                };
+                let main = main.clone();
+                let guest = move || {
+                    if let Err(error) = meet(channels, connection, number, &main) {
+                        channels.fail(error);
+                    }
+                };
+                let name = format!("connection-{number}");
+                if let Err(e) = thread::Builder::new().name(name).spawn_scoped(scope, guest) {
+                    channels.fail(Error::io(DOING, "a thread cannot be started", e));
+                }
+            }
+            Ok(None) => return,
+            Err(e) if e.kind() == ErrorKind::Timeout => channels.note_looked(asked),
+            Err(e) => channels.fail(e),
+        }
+    }
+}
+
+/// Finds out what a connection is, and serves it. An error fails the migration.
+fn meet(channels: &Channels, connection: Connection, number: u32, main: &Sender<Front>) -> Result<()> {
+    let here = ChannelId::Connection(number);
+    let dismiss = |kind, message: String| {
+        channels.note_known();
+        channels.dismiss(&connection);
+        channels.complain(Error::new(kind, 0, DOING, message).on(here));
+        Ok(())
+    };
+    let first = match first_bytes(channels, &connection) {
+        Ok(first) if first.is_empty() => {
+            return dismiss(ErrorKind::Truncated, "a connection ended without a byte".to_owned());
+        }
+        Ok(first) => first,
+        Err(e) => {
+            let message = format!("a connection does not say what it is: {e}");
+            return dismiss(ErrorKind::Timeout, message);
+        }
+    };
+    let magic = first.first_chunk().copied().map(u32::from_be_bytes);
+    if magic == Some(MULTIFD_MAGIC) {
+        if channels.settings.expected == Expected::Exactly(0) {
+            let message = "a multifd channel has connected, and none is expected: capability multifd must be the same on \
+                           both ends";
+            return Err(Error::new(ErrorKind::OutOfOrder, 0, DOING, message).on(here));
+        }
+        return channel::serve(channels, &connection, first);
+    }
+    if first.starts_with(&TLS) {
+        let message = "the source speaks TLS: which channel this is cannot be known before the handshake, and there is none \
+                       here; switch it off (tls-creds), or terminate it in front of this end";
+        return Err(Error::new(ErrorKind::Unsupported, 0, DOING, message).on(here));
+    }
+    if !channels.claim_main(&connection) {
+        let what = match magic {
+            Some(FileHeader::MAGIC) => "a second main channel",
+            _ => "a connection of no known kind",
+        };
+        return dismiss(ErrorKind::OutOfOrder, format!("{what}, beginning with {first:02x?}, was dropped"));
+    }
+    channels.note_known();
+    // The receiver waits for it, unless it is over.
+    let _ = main.send(Front { connection, first });
+    Ok(())
+}
+
+/// Up to four bytes; fewer only if the connection ends.
+fn first_bytes(channels: &Channels, mut connection: &Connection) -> io::Result<Vec<u8>> {
+    let mut first = vec![0; 4];
+    let mut have = 0;
+    connection.set_read_timeout(Some(channels.settings.limits.silence)).map_err(io::Error::other)?;
+    while have < first.len() {
+        match connection.read(&mut first[have..]) {
+            Ok(0) => break,
+            Ok(count) => have += count,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    first.truncate(have);
+    Ok(first)
+}

@@ -1,0 +1,577 @@
+//! Stand-in destination: a stock source migrates into it and completes.
+//!
+//! ```text
+//! source: header config | OPEN_RETURN_PATH PING 1 | START PART* END FULL* EOF DESCRIPTION
+//! here:                                    PONG 1                                        SHUT 0
+//! ```
+//! Nothing is kept unless it is asked for. The return path is answered when the source opens it: without SHUT a source waits
+//! for ever. Page requests are never made; a postcopy source then sends every page by itself.
+
+mod answers;
+mod channel;
+mod channels;
+mod devices;
+mod doorman;
+mod patient;
+
+use std::collections::BTreeMap;
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
+
+use super::pace::{Limits, Pace};
+use crate::capture::{Recorder, interface_name};
+use crate::channel::{Feed, Located};
+use crate::device_state::{DeviceReport, Settings as DeviceSettings};
+use crate::dialect::{Dialect, Difference};
+use crate::error::{ChannelId, Error, ErrorKind, Result};
+use crate::guest::Memory;
+use crate::multifd::SyncMode;
+use crate::stream::{Event, Grammar, Mode, Parser, Phase};
+use crate::transport::{Connection, Listener};
+use crate::wire::{Command, Message, Method, PageBody, PageWord, RamFlags, SectionKind};
+use answers::Answers;
+use channels::{Channels, Closed, Settings};
+use devices::Devices;
+use doorman::Front;
+use patient::Patient;
+
+pub use channels::{ChannelArrival, Expected};
+
+/// Whether SWITCHOVER_ACK is sent. Capability `switchover-ack` is not visible on the wire: a source that has it waits for
+/// the acknowledgement, one that has not may fail over it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Acknowledge {
+    /// Not at all.
+    #[default]
+    Never,
+    /// As a stock destination of the dialect does that has the capability on: once from 8.1 on; where the source counts (11.1, unless
+    /// the machine type is older), for every device that says that its initial data is there.
+    Auto,
+    /// So many times.
+    Times(u32),
+}
+
+/// What a stand-in destination does with a migration.
+pub struct Destination {
+    dialect: Dialect,
+    mode: Mode,
+    limits: Limits,
+    reply: bool,
+    acknowledge: Acknowledge,
+    memory: Memory,
+    expected: Expected,
+    method: Option<Method>,
+    uuid: Option<[u8; 16]>,
+    recorder: Option<Recorder>,
+    devices: DeviceSettings,
+}
+
+/// How far a migration has come.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Progress {
+    /// Bytes of the main channel.
+    pub bytes: u64,
+    /// Pages of all kinds.
+    pub pages: u64,
+    /// Passes over the guest's memory that have begun.
+    pub iterations: u64,
+    /// Time since the connection was taken over.
+    pub elapsed: Duration,
+}
+
+/// What has arrived: everything up to the end or up to the fault.
+#[derive(Debug)]
+pub struct Arrival {
+    /// Machine name of the configuration record.
+    pub machine: Option<String>,
+    /// Bytes of the main channel, in whole records.
+    pub bytes: u64,
+    /// Sections.
+    pub sections: u64,
+    /// Pages of all kinds.
+    pub pages: u64,
+    /// Pages that came as one byte.
+    pub zero_pages: u64,
+    /// Pages that came as deltas.
+    pub xbzrle_pages: u64,
+    /// Pages that came compressed.
+    pub compressed_pages: u64,
+    /// Passes over the guest's memory, by the order of the pages.
+    pub iterations: u64,
+    /// Whether the source opened the return path.
+    pub return_path: bool,
+    /// Whether the migration ended as postcopy.
+    pub postcopy: bool,
+    /// Time from taking over the connection to the last answer.
+    pub elapsed: Duration,
+    /// What came over each multifd channel, by its id.
+    pub channels: BTreeMap<u8, ChannelArrival>,
+    /// How the multifd channels were synchronised; `None` if there was none.
+    pub sync_mode: Option<SyncMode>,
+    /// How often they were.
+    pub synchronisations: u64,
+    /// How their pages were encoded, if there were any.
+    pub method: Option<Method>,
+    /// State of VFIO devices.
+    pub devices: Vec<DeviceReport>,
+    /// The guest's memory as far as it was kept.
+    pub memory: Memory,
+    /// What a strict reading would have refused.
+    pub complaints: Vec<Error>,
+    /// Why the migration failed; `None` if it completed.
+    pub error: Option<Error>,
+}
+
+impl Default for Destination {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Destination {
+    /// A destination that takes any release, answers, and keeps nothing.
+    pub fn new() -> Self {
+        Self {
+            dialect: Dialect::ANY,
+            mode: Mode::Strict,
+            limits: Limits::default(),
+            reply: true,
+            acknowledge: Acknowledge::Never,
+            memory: Memory::new(),
+            expected: Expected::Auto,
+            method: None,
+            uuid: None,
+            recorder: None,
+            devices: DeviceSettings::default(),
+        }
+    }
+
+    /// The same, reading as that dialect does.
+    #[must_use]
+    pub fn with_dialect(mut self, dialect: Dialect) -> Self {
+        self.dialect = dialect;
+        self
+    }
+
+    /// The same, with that grammar.
+    #[must_use]
+    pub fn with_mode(mut self, mode: Mode) -> Self {
+        self.mode = mode;
+        self
+    }
+
+    /// The same, with that much patience.
+    #[must_use]
+    pub fn with_limits(mut self, limits: Limits) -> Self {
+        self.limits = limits;
+        self
+    }
+
+    /// The same, mute: nothing is said on the return path.
+    #[must_use]
+    pub fn without_replies(mut self) -> Self {
+        self.reply = false;
+        self
+    }
+
+    /// The same, acknowledging the switchover.
+    #[must_use]
+    pub fn with_acknowledge(mut self, acknowledge: Acknowledge) -> Self {
+        self.acknowledge = acknowledge;
+        self
+    }
+
+    /// The same, keeping the guest's memory as `memory` does.
+    #[must_use]
+    pub fn with_memory(mut self, memory: Memory) -> Self {
+        self.memory = memory;
+        self
+    }
+
+    /// The same, with so many multifd channels.
+    #[must_use]
+    pub fn with_channels(mut self, expected: Expected) -> Self {
+        self.expected = expected;
+        self
+    }
+
+    /// The same, taking pages on multifd channels that are encoded like this only.
+    #[must_use]
+    pub fn with_compression(mut self, method: Method) -> Self {
+        self.method = Some(method);
+        self
+    }
+
+    /// The same, of a virtual machine with this UUID, which multifd channels compare. Otherwise they only have to agree.
+    #[must_use]
+    pub fn with_uuid(mut self, uuid: [u8; 16]) -> Self {
+        self.uuid = Some(uuid);
+        self
+    }
+
+    /// The same, taking the state of VFIO devices like this.
+    #[must_use]
+    pub fn with_devices(mut self, devices: DeviceSettings) -> Self {
+        self.devices = devices;
+        self
+    }
+
+    /// The same, recording all channels. The caller finishes the recording.
+    #[must_use]
+    pub fn with_recorder(mut self, recorder: Recorder) -> Self {
+        self.recorder = Some(recorder);
+        self
+    }
+
+    /// Receives one migration over one `connection`. `watch` is told how far it has come, some times a second.
+    pub fn receive(mut self, connection: Connection, mut watch: impl FnMut(&Progress)) -> Arrival {
+        self.expected = Expected::Exactly(0);
+        let channels = self.channels();
+        let front = Front { connection, first: Vec::new() };
+        self.main_channel(front, &channels, &mut watch).close(channels, &mut watch)
+    }
+
+    /// Receives one migration over as many connections as the source opens to `listener`.
+    ///
+    /// # Errors
+    /// If a file or command cannot be opened. Everything else is in the [`Arrival`], also that nobody came.
+    pub fn listen(mut self, listener: &Listener, mut watch: impl FnMut(&Progress)) -> Result<Arrival> {
+        if !listener.is_socket() {
+            return match listener.accept(self.limits.total)? {
+                Some(connection) => Ok(self.receive(connection, watch)),
+                None => Err(nobody()),
+            };
+        }
+        let channels = self.channels();
+        let received = thread::scope(|scope| {
+            let (sender, fronts) = bounded(1);
+            let shared = &channels;
+            let attend = move || doorman::attend(scope, shared, listener, sender);
+            let doorman = thread::Builder::new().name("doorman".to_owned()).spawn_scoped(scope, attend);
+            let front = match doorman {
+                Ok(_) => self.await_main(&fronts, &channels),
+                Err(e) => Err(Error::io("accepting", "a thread cannot be started", e)),
+            };
+            let received = match front {
+                Ok(front) => self.main_channel(front, &channels, &mut watch),
+                Err(error) => Received {
+                    answers: None,
+                    arrival: Arrival::new(),
+                    outcome: Err(error),
+                    pace: Pace::new(self.limits),
+                },
+            };
+            // Everybody else ends now, by reading what is there or by being cut off.
+            channels.finish(received.outcome.is_ok());
+            received
+        });
+        Ok(received.close(channels, &mut watch))
+    }
+
+    fn channels(&mut self) -> Channels {
+        let settings = Settings {
+            expected: self.expected,
+            method: self.method,
+            uuid: self.uuid,
+            mode: self.mode,
+            dialect: self.dialect,
+            limits: self.limits,
+            recorder: self.recorder.clone(),
+            devices: self.devices,
+        };
+        Channels::new(settings, std::mem::take(&mut self.memory))
+    }
+
+    /// The main channel, as soon as one of the connections turns out to be it.
+    fn await_main(&self, fronts: &Receiver<Front>, channels: &Channels) -> Result<Front> {
+        let begin = Instant::now();
+        let mut company = None;
+        loop {
+            let waited = fronts.recv_timeout(TICK);
+            // What is wrong with another connection says more than that there is no main channel.
+            match (waited, channels.failure()) {
+                (_, Some(failure)) => return Err(failure),
+                (Ok(front), None) => return Ok(front),
+                (Err(RecvTimeoutError::Disconnected), None) => return Err(nobody()),
+                (Err(RecvTimeoutError::Timeout), None) => {}
+            }
+            if channels.accepted() > 0 {
+                company.get_or_insert_with(Instant::now);
+            }
+            if self.limits.total.is_some_and(|total| begin.elapsed() >= total) {
+                return Err(nobody());
+            }
+            if company.is_some_and(|since: Instant| since.elapsed() >= self.limits.silence) {
+                let message = "there are connections, but none of them is a main channel";
+                return Err(Error::nowhere(ErrorKind::Timeout, "accepting", message));
+            }
+        }
+    }
+
+    fn main_channel(&self, front: Front, channels: &Channels, watch: &mut dyn FnMut(&Progress)) -> Received {
+        let Front { connection, first } = front;
+        let pace = Pace::new(self.limits).with_others(Arc::clone(&channels.activity));
+        let tap = self.recorder.as_ref().map(|recorder| recorder.channel(interface_name(ChannelId::Main)));
+        let mut parser = Parser::with(self.mode, self.dialect);
+        let mut reception = Reception {
+            answers: Answers {
+                connection: connection.clone(),
+                tap: tap.clone(),
+                enabled: self.reply && connection.is_bidirectional(),
+                is_open: false,
+                acknowledge: self.acknowledgements(),
+                acknowledge_each: self.acknowledge == Acknowledge::Auto
+                    && self.dialect != Dialect::ANY
+                    && self.dialect.has(Difference::SwitchoverAckCounted),
+            },
+            arrival: Arrival::new(),
+            place: (0, 0),
+            channels,
+            devices: Devices::new(self.dialect),
+            pace: &pace,
+            watch,
+            watched: Instant::now(),
+        };
+        let input = Patient { connection, first, tap, pace: &pace, lingering: false };
+        let outcome = reception.run(&mut Feed::new(input), &mut parser).map_err(|e| reception.overdue(e));
+        let Reception { answers, mut arrival, .. } = reception;
+        arrival.postcopy = parser.grammar().is_postcopy();
+        arrival.complaints = parser.grammar().complaints().to_vec();
+        Received { answers: Some(answers), arrival, outcome, pace }
+    }
+
+    fn acknowledgements(&self) -> u32 {
+        match self.acknowledge {
+            Acknowledge::Never => 0,
+            Acknowledge::Times(n) => n,
+            Acknowledge::Auto if self.dialect == Dialect::ANY => 1,
+            Acknowledge::Auto if self.dialect.has(Difference::SwitchoverAckCounted) => 0,
+            Acknowledge::Auto => u32::from(self.dialect.has(Difference::SwitchoverAck)),
+        }
+    }
+}
+
+impl Arrival {
+    fn new() -> Self {
+        Self {
+            machine: None,
+            bytes: 0,
+            sections: 0,
+            pages: 0,
+            zero_pages: 0,
+            xbzrle_pages: 0,
+            compressed_pages: 0,
+            iterations: 0,
+            return_path: false,
+            postcopy: false,
+            elapsed: Duration::ZERO,
+            channels: BTreeMap::new(),
+            sync_mode: None,
+            synchronisations: 0,
+            method: None,
+            devices: Vec::new(),
+            memory: Memory::new(),
+            complaints: Vec::new(),
+            error: None,
+        }
+    }
+}
+
+/// A migration that is being received.
+struct Reception<'a, 'b> {
+    answers: Answers,
+    arrival: Arrival,
+    /// Block and offset of the last page: a step back begins a new pass.
+    place: (usize, u64),
+    channels: &'a Channels,
+    devices: Devices,
+    pace: &'b Pace,
+    watch: &'a mut dyn FnMut(&Progress),
+    watched: Instant,
+}
+
+/// How often a destination that waits for its main channel looks round.
+const TICK: Duration = Duration::from_millis(50);
+
+/// How often the watcher is told, at most.
+const WATCH_INTERVAL: Duration = Duration::from_millis(100);
+
+/// Pages between two looks at the clock.
+const WATCH_PAGES: u64 = 4096;
+
+impl Reception<'_, '_> {
+    fn run(&mut self, feed: &mut Feed<Patient<'_>>, parser: &mut Parser) -> Result<()> {
+        // Reading is left twice: at EOF, when little more is to come, and at the end.
+        loop {
+            feed.run(parser, |located, parser| self.take(located, parser.grammar()))?;
+            match parser.grammar().phase() {
+                // Nothing is read behind EOF in postcopy.
+                Phase::AfterEof if !parser.grammar().is_postcopy() && !feed.input().lingering => {
+                    feed.input_mut().lingering = true;
+                }
+                _ => break,
+            }
+        }
+        self.devices.complete(self.channels, self.pace)
+    }
+
+    fn take(&mut self, located: &Located<'_, Event<'_>>, grammar: &Grammar) -> Result<ControlFlow<()>> {
+        let arrival = &mut self.arrival;
+        arrival.bytes = located.range.end;
+        self.pace.note_record();
+        match &located.event {
+            Event::Page(page) => {
+                arrival.pages += 1;
+                match page.body {
+                    PageBody::Zero(_) => arrival.zero_pages += 1,
+                    PageBody::Xbzrle { .. } => arrival.xbzrle_pages += 1,
+                    PageBody::Compressed(_) => arrival.compressed_pages += 1,
+                    PageBody::Raw(_) => {}
+                }
+                let place = (grammar.current_block().unwrap_or(0), page.word.offset(grammar.page_size()));
+                if place <= self.place || arrival.iterations == 0 {
+                    arrival.iterations += 1;
+                }
+                self.place = place;
+                if arrival.pages.is_multiple_of(WATCH_PAGES) {
+                    self.tell();
+                }
+            }
+            Event::Configuration(configuration) => {
+                self.arrival.machine = Some(configuration.machine.text().into_owned());
+            }
+            Event::Section(_) => {
+                if arrival.sections == 0 {
+                    self.channels.set_page_size(grammar.page_size());
+                }
+                arrival.sections += 1;
+                // Without footers, the end of the last device is an EOF that nothing may follow.
+                self.pace.set_hurry(grammar.phase() == Phase::Payload && grammar.footers() == Some(false));
+            }
+            Event::Command(command) => self.answer(command)?,
+            Event::RamWord(word) => self.synchronise(*word, grammar)?,
+            _ => {}
+        }
+        self.devices.take(located, grammar, self.channels)?;
+        let initial = std::mem::take(&mut self.devices.initial_data_sent);
+        if self.answers.acknowledge_each {
+            (0..initial).try_for_each(|_| self.answers.say(&Message::SwitchoverAck))?;
+        }
+        let is_for_memory = match located.event {
+            Event::Page(_) => self.channels.keeps,
+            Event::RamBlock(_) => true,
+            _ => false,
+        };
+        if is_for_memory {
+            self.channels.memory().handle(&located.event, grammar, located.range.start)?;
+        }
+        match grammar.phase() {
+            Phase::AfterEof | Phase::Trailing if grammar.package_end().is_none() => {
+                Ok(ControlFlow::Break(()))
+            }
+            _ => Ok(ControlFlow::Continue(())),
+        }
+    }
+
+    /// A word of RAM may be where the multifd channels have to have come as far.
+    fn synchronise(&mut self, word: PageWord, grammar: &Grammar) -> Result<()> {
+        let in_start = grammar.current_section().is_some_and(|(kind, ..)| kind == SectionKind::START);
+        let mode = match (word.flags(grammar.page_size()).action(), self.channels.sync_mode()) {
+            (RamFlags::MULTIFD_FLUSH, None | Some(SyncMode::PerRound)) => SyncMode::PerRound,
+            // A source that writes the word has written it before the first EOS.
+            (RamFlags::EOS, None) if in_start => SyncMode::PerSection,
+            (RamFlags::EOS, Some(SyncMode::PerSection)) => SyncMode::PerSection,
+            _ => return Ok(()),
+        };
+        self.channels.synchronise(mode, grammar.blocks(), self.pace)?;
+        self.pace.note_record();
+        Ok(())
+    }
+
+    fn answer(&mut self, command: &Command<'_>) -> Result<()> {
+        match command {
+            Command::OpenReturnPath => {
+                self.arrival.return_path = true;
+                self.answers.open()
+            }
+            Command::Ping(value) => self.answers.say(&Message::Pong(*value)),
+            _ => Ok(()),
+        }
+    }
+
+    fn tell(&mut self) {
+        if self.watched.elapsed() >= WATCH_INTERVAL {
+            self.watched = Instant::now();
+            (self.watch)(&progress(&self.arrival, self.channels, self.pace));
+        }
+    }
+
+    /// An error of silence, if it is not silence that ended it.
+    fn overdue(&self, e: Error) -> Error {
+        match (e.kind(), self.pace.is_overdue()) {
+            (ErrorKind::Timeout, true) => {
+                let message = "the migration took longer than it may";
+                Error::new(ErrorKind::Timeout, self.arrival.bytes, "receiving", message)
+            }
+            _ => e,
+        }
+    }
+}
+
+/// A main channel that has ended, well or not.
+struct Received {
+    answers: Option<Answers>,
+    arrival: Arrival,
+    outcome: Result<()>,
+    pace: Pace,
+}
+
+impl Received {
+    /// Says the last word to the source, and closes the books.
+    fn close(mut self, channels: Channels, watch: &mut dyn FnMut(&Progress)) -> Arrival {
+        let bytes = channels.bytes.load(Ordering::Relaxed);
+        let closed: Closed = channels.close();
+        let mut memory = closed.memory;
+        // A channel that has failed has ended the main channel too; its error is the reason.
+        let outcome = closed.failure.map_or(Ok(()), Err).and(self.outcome).and_then(|()| memory.flush());
+        // A source that waits for SHUT learns of the failure by it; that nobody reads it any more changes nothing.
+        let shut = Message::Shut(u32::from(outcome.is_err()));
+        let told = self.answers.map_or(Ok(()), |mut answers| answers.say(&shut));
+        let arrival = &mut self.arrival;
+        arrival.error = outcome.and(told).err();
+        for channel in closed.arrivals.values() {
+            arrival.pages += channel.pages;
+            arrival.zero_pages += channel.zero_pages;
+        }
+        arrival.complaints.extend(closed.complaints);
+        arrival.channels = closed.arrivals;
+        arrival.sync_mode = closed.sync_mode;
+        arrival.synchronisations = closed.synchronisations;
+        arrival.method = closed.method;
+        arrival.devices = closed.devices;
+        arrival.memory = memory;
+        arrival.elapsed = self.pace.elapsed();
+        let Arrival { pages, iterations, elapsed, .. } = *arrival;
+        watch(&Progress { bytes: arrival.bytes + bytes, pages, iterations, elapsed });
+        self.arrival
+    }
+}
+
+fn progress(arrival: &Arrival, channels: &Channels, pace: &Pace) -> Progress {
+    Progress {
+        bytes: arrival.bytes + channels.bytes.load(Ordering::Relaxed),
+        pages: arrival.pages + channels.pages.load(Ordering::Relaxed),
+        iterations: arrival.iterations,
+        elapsed: pace.elapsed(),
+    }
+}
+
+fn nobody() -> Error {
+    Error::nowhere(ErrorKind::Timeout, "accepting", "no source connected in time")
+}
