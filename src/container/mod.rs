@@ -13,6 +13,7 @@
 
 mod directory;
 mod mapped;
+mod pages;
 mod places;
 pub mod qcow2;
 mod together;
@@ -25,6 +26,7 @@ use std::sync::Arc;
 
 pub use directory::join;
 pub use mapped::Mapped;
+pub use pages::{MultifdPage, Pages};
 pub use places::Places;
 pub use together::{ChannelEnd, Item, Together, TogetherOptions};
 pub use trailer::Trailer;
@@ -180,6 +182,11 @@ impl Part {
             }
             Place::Once(_) => None,
         }
+    }
+
+    /// Whether it can be opened more than once.
+    pub fn is_lasting(&self) -> bool {
+        !matches!(self.place, Place::Once(_))
     }
 
     /// Whether this is the snapshot of that name or id.

@@ -210,6 +210,16 @@ impl Together {
     pub fn faults(&self) -> &[Error] {
         &self.faults
     }
+
+    /// Why a channel could not be read to its end.
+    pub fn fault_of(&self, channel: ChannelId) -> Option<&Error> {
+        self.faults.iter().find(|fault| fault.channel() == channel && !is_missing(fault))
+    }
+
+    /// Of the faults, those of channels that are whole, and have fewer SYNCs than the main channel has markers.
+    pub fn missing(&self) -> impl Iterator<Item = &Error> {
+        self.faults.iter().filter(|fault| is_missing(fault))
+    }
 }
 
 /// Why reading a channel stopped.
@@ -355,8 +365,15 @@ impl Multifd {
         self.failed = true;
         let at = self.parser.as_ref().map_or(0, |parser| parser.offset());
         let message = format!("{} (its marker ends at {marker:#x} of the main channel)", error.message());
-        Some(Error::new(error.kind(), at, error.doing(), message).on(error.channel()))
+        Some(Error::new(error.kind(), at, MISSING, message).on(error.channel()))
     }
+}
+
+/// What is being done where a SYNC is missed.
+const MISSING: &str = "synchronising";
+
+fn is_missing(fault: &Error) -> bool {
+    fault.doing() == MISSING
 }
 
 #[cfg(test)]
