@@ -15,6 +15,8 @@ pub mod dump;
 mod evidence;
 #[cfg(all(feature = "container", feature = "json"))]
 pub mod inspect;
+#[cfg(all(feature = "container", feature = "json"))]
+pub mod migration;
 pub mod packets;
 #[cfg(all(feature = "container", feature = "json"))]
 mod proof;
