@@ -126,7 +126,7 @@ pub fn inspect_all(
             }
             Err(error) if memory.is_some() => return Err(error),
             Err(error) => {
-                migration = Some(MigrationSummary { faults: vec![error], ..MigrationSummary::default() })
+                migration = Some(MigrationSummary { faults: vec![error], ..MigrationSummary::default() });
             }
         }
     }
