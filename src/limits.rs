@@ -58,8 +58,8 @@ pub const MAX_CAPTURE_PLACES: usize = 1 << 20;
 /// Longest interface name in a recording; ours have at most 16 bytes.
 pub const MAX_CAPTURE_NAME: usize = 256;
 
-/// Longest payload of a multifd packet of pages: 512 KiB of pages take at most this much in any method. It is the size of the
-/// receive buffer of stock destinations (`multifd_zlib_recv_setup`); 10.0.13 and 11.1 refuse more, others write past its end.
+/// Largest payload of a multifd packet of pages, where its method has any say in the size. It is the buffer of stock receivers,
+/// twice what a packet holds in pages: 10.0.13 and 11.1 refuse more, others write past its end.
 pub const MAX_MULTIFD_PAYLOAD: u32 = 1 << 20;
 
 /// Most history that a zstd frame on a multifd channel may ask for, as a power of two: 32 MiB, which is what the highest level

@@ -279,7 +279,7 @@ fn a_recording_is_a_template_too() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("migration.pcapng");
     let recorder = Recorder::create(&path, RecorderOptions::default()).unwrap();
-    let (departure, _) = migrate(source(true).with_tap(recorder.channel("main")), Memory::new());
+    let (departure, _) = migrate(source(true).with_recorder(recorder.clone()), Memory::new());
     assert!(departure.error.is_none());
     recorder.finish().unwrap();
     let listing = capture::channels(std::fs::File::open(&path).unwrap()).unwrap();

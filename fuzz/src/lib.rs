@@ -8,6 +8,7 @@
 //! ```
 //! To replay what a fuzzer has found: `cargo run -p migwire-fuzz --features targets --bin BODY -- FILE..`
 
+pub mod codec;
 pub mod cut_anywhere;
 pub mod device_state;
 pub mod interleave;

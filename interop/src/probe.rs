@@ -21,6 +21,9 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Capabilities that a build may list and still refuse on this host. Asked for once, in the probe.
 const HOST_DEPENDENT: &[&str] = &["background-snapshot"];
 
+/// Capabilities that some builds have but do not take together.
+pub(crate) const PAIRS: &[(&str, [&str; 2])] = &[("multifd with postcopy-ram", ["multifd", "postcopy-ram"])];
+
 /// What one build can do.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Probe {
@@ -34,6 +37,8 @@ pub(crate) struct Probe {
     pub(crate) machines: BTreeMap<String, MachineType>,
     /// Address types of `migrate`, from the schema; the older builds have no such type and list only what is certain.
     pub(crate) transports: BTreeSet<String>,
+    /// Values of `multifd-compression`.
+    pub(crate) compressions: BTreeSet<String>,
 }
 
 /// One entry of `query-machines`.
@@ -58,6 +63,13 @@ impl Probe {
     pub(crate) fn version_text(&self) -> String {
         let (major, minor, micro) = self.version;
         format!("{major}.{minor}.{micro}")
+    }
+
+    /// Whether the migration object has this property, as far as any machine type changes it.
+    pub(crate) fn has_property(&self, name: &str) -> bool {
+        let prefix = format!("migration.{name}=");
+        let mut properties = self.machines.values().flat_map(|machine| &machine.migration_properties);
+        properties.any(|word| word.starts_with(&prefix))
     }
 
     /// Why this capability cannot be used, if so.
@@ -99,6 +111,20 @@ fn ask(peer: &Peer, dir: &Path, sockets: &Path) -> Run<Probe> {
         Err(_refused) => vm.command("query-machines", json!({}))?,
     };
     let mut probe = read(&version, &capabilities, &parameters, &schema, &machines)?;
+    for (name, pair) in PAIRS {
+        if pair.iter().any(|name| !probe.capabilities.contains(*name)) {
+            continue;
+        }
+        let state = |state: bool| {
+            let list: Vec<Value> =
+                pair.iter().map(|name| json!({"capability": name, "state": state})).collect();
+            json!({"capabilities": list})
+        };
+        match vm.try_command("migrate-set-capabilities", state(true))? {
+            Err(words) => drop(probe.refused.insert((*name).into(), words)),
+            Ok(_) => drop(vm.command("migrate-set-capabilities", state(false))?),
+        }
+    }
     for &name in HOST_DEPENDENT {
         if !probe.capabilities.contains(name) {
             continue;
@@ -143,6 +169,7 @@ fn read(
         parameters: parameters.as_object().into_iter().flatten().map(|(name, _)| name.clone()).collect(),
         machines: machines.collect(),
         transports: transports(schema),
+        compressions: compressions(schema),
     })
 }
 
@@ -170,6 +197,18 @@ fn transports(schema: &Value) -> BTreeSet<String> {
     known
 }
 
+/// The values of `multifd-compression`: the only enumeration that has both `none` and `zlib`.
+fn compressions(schema: &Value) -> BTreeSet<String> {
+    let entries = schema.as_array().into_iter().flatten().filter(|entry| entry["meta-type"] == "enum");
+    let values = entries.map(|entry| -> BTreeSet<String> {
+        entry["values"].as_array().into_iter().flatten().filter_map(Value::as_str).map(String::from).collect()
+    });
+    values
+        .into_iter()
+        .find(|values| ["none", "zlib"].iter().all(|word| values.contains(*word)))
+        .unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -193,6 +232,16 @@ mod tests {
         assert_eq!(probe.machines["none"].ram_id.as_deref(), Some("ram"));
         assert!(probe.machines["pc-i440fx-7.2"].deprecated);
         assert!(probe.parameters.contains("downtime-limit"));
+    }
+
+    #[test]
+    fn compressions_are_found_by_what_they_hold() {
+        let schema = json!([
+            {"meta-type": "enum", "values": ["zlib", "zstd"]},
+            {"meta-type": "enum", "values": ["none", "zlib", "zstd"]},
+        ]);
+        assert!(sample(&schema).compressions.contains("zstd"));
+        assert!(sample(&json!([])).compressions.is_empty());
     }
 
     #[test]

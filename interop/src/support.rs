@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::cases::{Cell, Guest, Kind, MachineAxis, Settings, Transport};
 use crate::peers::STANDIN;
-use crate::probe::{Build, MachineType, Probe};
+use crate::probe::{Build, MachineType, PAIRS, Probe};
 use crate::qemu::Machine;
 use crate::tool::Tool;
 
@@ -16,7 +16,7 @@ const MIB: u64 = 1 << 20;
 /// What can be done with a cell.
 #[derive(Debug)]
 pub(crate) enum Decision {
-    Run(Setup),
+    Run(Box<Setup>),
     /// A build says that it cannot, with its name and the question that it was asked.
     Unsupported(String),
     /// Something is missing here, so nothing was learned.
@@ -32,6 +32,12 @@ pub(crate) struct Setup {
     /// Words for `-global` at the source and at the destination.
     pub(crate) source_globals: Vec<String>,
     pub(crate) destination_globals: Vec<String>,
+    /// What the stand-in source has to write: the destination's release, and the version of the machine type.
+    pub(crate) dialect: String,
+    /// Zero pages may come listed in multifd packets. A stock destination leaves its memory alone then, and trusts that it is zero.
+    pub(crate) zero_pages_in_packets: bool,
+    /// Whether a source of this case synchronises its multifd channels by a word of their own (8.1 and later machine types).
+    pub(crate) per_round: bool,
 }
 
 /// What the decision needs to know about this host.
@@ -46,7 +52,7 @@ pub(crate) struct Inventory {
 impl Inventory {
     pub(crate) fn decide(&self, cell: &Cell) -> Decision {
         match self.find(cell) {
-            Ok(setup) => Decision::Run(setup),
+            Ok(setup) => Decision::Run(Box::new(setup)),
             Err(decision) => decision,
         }
     }
@@ -82,6 +88,10 @@ impl Inventory {
                 source_globals: hold_back(&machine, &cell.source, &probes),
                 destination_globals: hold_back(&machine, &cell.destination, &probes),
                 acknowledgements: acknowledgements(&machine, &cell.source, &probes),
+                dialect: dialect(&machine, &cell.destination, &probes),
+                zero_pages_in_packets: case.variant.multifd().is_some()
+                    && zero_pages_in_packets(&machine, cell, &probes),
+                per_round: per_round(&machine, &cell.source, &probes),
                 machine,
             }),
         }
@@ -97,9 +107,26 @@ impl Inventory {
         if cell.case.kind == Kind::BackgroundSnapshot && name == cell.source {
             wanted.push("background-snapshot");
         }
-        let lacks = wanted.into_iter().find_map(|word| probe.lacks_capability(word));
+        let lacks = wanted.iter().find_map(|word| probe.lacks_capability(word));
         let parameters = settings.iter().flat_map(|side| side.parameters.keys());
+        let pair = PAIRS.iter().find(|(pair, names)| {
+            probe.refused.contains_key(*pair) && names.iter().all(|name| wanted.contains(name))
+        });
+        let compression = settings.iter().find_map(|side| side.parameters.get("multifd-compression"));
+        let compression = compression.and_then(|value| value.as_str());
         lacks
+            .or_else(|| {
+                let words = settings.iter().flat_map(|side| &side.arguments);
+                let unknown = words
+                    .filter_map(|word| migration_property(word))
+                    .find(|name| !probe.has_property(name))?;
+                Some(format!("has no property migration.{unknown} (query-machines)"))
+            })
+            .or_else(|| pair.map(|(pair, _)| format!("refuses {pair}: {}", probe.refused[*pair])))
+            .or_else(|| {
+                let unknown = compression.filter(|word| !probe.compressions.contains(*word));
+                unknown.map(|word| format!("has no multifd-compression {word} (query-qmp-schema)"))
+            })
             .or_else(|| {
                 let unknown = parameters.into_iter().find(|word| !probe.parameters.contains(*word));
                 unknown.map(|word| format!("has no parameter {word} (query-migrate-parameters)"))
@@ -169,6 +196,51 @@ fn acknowledgements(machine: &Machine, source: &str, probes: &[(&str, &Probe)]) 
     let counts = probe.machines.values().any(is_legacy);
     let legacy = probe.machines.get(&machine.kind).is_some_and(is_legacy);
     if counts && !legacy { 0 } else { 1 }
+}
+
+/// The property in `migration.PROPERTY=VALUE`.
+fn migration_property(word: &str) -> Option<&str> {
+    Some(word.strip_prefix("migration.")?.split_once('=')?.0)
+}
+
+/// First machine version on which multifd channels are synchronised by a word of their own.
+const PER_ROUND: (u64, u64) = (8, 1);
+
+/// The version at the end of a machine type's name.
+fn machine_version(machine: &Machine) -> Option<(u64, u64)> {
+    let (major, minor) = machine.kind.rsplit_once('-')?.1.split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
+}
+
+fn release(name: &str, probes: &[(&str, &Probe)]) -> Option<(u64, u64)> {
+    let (_, probe) = probes.iter().find(|(known, _)| *known == name)?;
+    Some((probe.version.0, probe.version.1))
+}
+
+/// What a stand-in source has to write for this destination.
+fn dialect(machine: &Machine, destination: &str, probes: &[(&str, &Probe)]) -> String {
+    let Some((major, minor)) = release(destination, probes) else { return String::from("any") };
+    match machine_version(machine) {
+        Some((on_major, on_minor)) => format!("{major}.{minor}-on-{on_major}.{on_minor}"),
+        None => format!("{major}.{minor}"),
+    }
+}
+
+/// Whether zero pages may come in packets to a destination that knows what they are.
+fn zero_pages_in_packets(machine: &Machine, cell: &Cell, probes: &[(&str, &Probe)]) -> bool {
+    const FIRST: (u64, u64) = (9, 0);
+    let is_forced =
+        cell.case.variant.source.parameters.get("zero-page-detection").is_some_and(|v| v == "multifd");
+    release(&cell.destination, probes).is_some_and(|release| release >= FIRST)
+        && (is_forced || machine_version(machine).is_none_or(|version| version >= FIRST))
+}
+
+/// Whether a stock source synchronises in rounds.
+fn per_round(machine: &Machine, source: &str, probes: &[(&str, &Probe)]) -> bool {
+    const EACH_SECTION: &str = "migration.multifd-flush-after-each-section=on";
+    let is_new = release(source, probes).is_some_and(|release| release >= PER_ROUND);
+    let held_back = hold_back(machine, source, probes).iter().any(|word| word == EACH_SECTION);
+    is_new && !held_back && machine_version(machine).is_none_or(|version| version >= PER_ROUND)
 }
 
 /// The plain `MAJOR.MINOR` versions of a family; a distribution's own names are not portable.

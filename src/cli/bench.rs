@@ -5,11 +5,13 @@
 //! recv     writer of a ready-made stream --loopback--> Destination    against the same
 //! record   writer --> Proxy --> reader                      against  a proxy that only copies
 //! verify, inspect                                           the verbs over a file in the page cache
+//! codec                                                     payloads of multifd packets against zlib and zstd alone
 //! memory                                                    peak of a verb over a stream of many gigabytes
 //! ```
 //! Absolute figures say more about the machine than about the program, so each is measured next to its yardstick, in turns, and
 //! the median of the ratios counts.
 
+mod codec;
 mod memory;
 mod stream;
 mod wire;
@@ -19,6 +21,7 @@ use std::time::Duration;
 
 use clap::{Args, ValueEnum};
 use migwire::guest::Pattern;
+use migwire::wire::Method;
 use serde_json::{Value, json};
 
 use self::wire::Beside;
@@ -33,7 +36,7 @@ pub(crate) struct Bench {
     #[arg(value_enum)]
     what: What,
 
-    /// Bytes of guest memory a run [default: 2G; 16G for memory]
+    /// Bytes of guest memory a run [default: 2G; 16G for memory; 256M for codec]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     size: Option<u64>,
 
@@ -57,6 +60,7 @@ enum What {
     Record,
     Verify,
     Inspect,
+    Codec,
     Memory,
     All,
 }
@@ -101,6 +105,46 @@ const MEASUREMENTS: &[Measurement] = &[
     Measurement { kind: What::Record, name: "record, without recording", measure: wire::forward },
     Measurement { kind: What::Verify, name: "verify", measure: |c| stream::verb("verify", c) },
     Measurement { kind: What::Inspect, name: "inspect", measure: |c| stream::verb("inspect", c) },
+    Measurement {
+        kind: What::Codec,
+        name: "decode zlib, counted pages",
+        measure: |c| codec::decode(Method::ZLIB, Pattern::Count, c),
+    },
+    Measurement {
+        kind: What::Codec,
+        name: "decode zlib, mixed pages",
+        measure: |c| codec::decode(Method::ZLIB, Pattern::Mixed(1), c),
+    },
+    Measurement {
+        kind: What::Codec,
+        name: "decode zstd, counted pages",
+        measure: |c| codec::decode(Method::ZSTD, Pattern::Count, c),
+    },
+    Measurement {
+        kind: What::Codec,
+        name: "decode zstd, mixed pages",
+        measure: |c| codec::decode(Method::ZSTD, Pattern::Mixed(1), c),
+    },
+    Measurement {
+        kind: What::Codec,
+        name: "encode zlib, counted pages",
+        measure: |c| codec::encode(Method::ZLIB, Pattern::Count, c),
+    },
+    Measurement {
+        kind: What::Codec,
+        name: "encode zlib, mixed pages",
+        measure: |c| codec::encode(Method::ZLIB, Pattern::Mixed(1), c),
+    },
+    Measurement {
+        kind: What::Codec,
+        name: "encode zstd, counted pages",
+        measure: |c| codec::encode(Method::ZSTD, Pattern::Count, c),
+    },
+    Measurement {
+        kind: What::Codec,
+        name: "encode zstd, mixed pages",
+        measure: |c| codec::encode(Method::ZSTD, Pattern::Mixed(1), c),
+    },
     Measurement { kind: What::Memory, name: "memory of send", measure: memory::send },
     Measurement {
         kind: What::Memory,
@@ -165,7 +209,11 @@ impl Bench {
     pub(crate) fn run(self) -> anyhow::Result<Verdict> {
         let mut found = Vec::new();
         for measurement in MEASUREMENTS.iter().filter(|m| self.what == m.kind || self.what == What::All) {
-            let usual = if measurement.kind == What::Memory { 16 << 30 } else { 2 << 30 };
+            let usual = match measurement.kind {
+                What::Memory => 16 << 30,
+                What::Codec => 256 << 20,
+                _ => 2 << 30,
+            };
             let conditions =
                 Conditions { size: self.size.unwrap_or(usual), runs: self.runs, dir: self.dir.clone() };
             let result = (measurement.measure)(&conditions)?;

@@ -4,12 +4,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Args};
-use migwire::capture::{Recorder, RecorderOptions, interface_name};
+use migwire::capture::{Recorder, RecorderOptions};
 use migwire::dialect::Dialect;
-use migwire::endpoint::{Blank, Departure, Limits, RunState, Source, Template};
+use migwire::endpoint::{
+    Blank, ChannelDeparture, Departure, Limits, Misconduct, Multifd, RunState, Source, Template, ZeroPages,
+};
 use migwire::guest::{Memory, Pattern, file_name};
 use migwire::transport::{self, Address};
-use migwire::{ChannelId, Error, ErrorKind};
+use migwire::wire::Method;
+use migwire::{Error, ErrorKind};
 use serde_json::{Value, json};
 
 use super::Verdict;
@@ -58,7 +61,8 @@ pub(crate) struct Send {
     #[arg(long)]
     digest: bool,
 
-    /// Write as this release does: 5.2 .. 11.1; `any` is what all of them take, and leaves a template as it is
+    /// Write as this release does: 5.2 .. 11.1, or 11.1-on-5.2 for its machine types of 5.2; `any` is what all of them take, and
+    /// leaves a template as it is, with multifd channels as in the newest
     #[arg(long, value_name = "NAME", default_value_t = Dialect::ANY)]
     dialect: Dialect,
 
@@ -78,6 +82,13 @@ pub(crate) struct Send {
     #[arg(long, value_name = "SIZE", value_parser = parse_size, requires = "fill")]
     xbzrle: Option<u64>,
 
+    /// Send pages on so many multifd channels; the destination must have as many [default: none]
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    channels: u8,
+
+    #[command(flatten)]
+    multifd: MultifdOptions,
+
     /// Record both directions (pcapng)
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -95,6 +106,31 @@ pub(crate) struct Send {
     json: bool,
 }
 
+/// What multifd channels are like.
+#[derive(Debug, Args)]
+struct MultifdOptions {
+    /// Encode pages on multifd channels: none, zlib, zstd, qpl, uadk, qatzip; the destination must have the same
+    #[arg(long, value_name = "METHOD", default_value = "none")]
+    compression: Method,
+
+    /// How hard, where the method has levels [default: as QEMU]
+    #[arg(long, value_name = "N")]
+    level: Option<u32>,
+
+    /// Where pages of zeros go: legacy (the main channel), multifd (lists in packets), none (into packets, as others) [default: as
+    /// the dialect]
+    #[arg(long, value_name = "WAY")]
+    zero_pages: Option<ZeroPages>,
+
+    /// UUID of the virtual machine; the destination must have the same [default: none]
+    #[arg(long, value_name = "UUID", value_parser = parse_uuid)]
+    uuid: Option<[u8; 16]>,
+
+    /// Break rules of multifd on purpose
+    #[arg(long = "break", value_name = "RULE[,RULE]", value_delimiter = ',', long_help = misconduct_help())]
+    misconduct: Vec<Misconduct>,
+}
+
 impl Send {
     pub(crate) fn run(self) -> anyhow::Result<Verdict> {
         if self.address == Address::Stdio && (self.json || self.digest) {
@@ -108,13 +144,14 @@ impl Send {
             None => None,
         };
         let patience = self.deadline.map_or(self.timeout, |deadline| deadline.min(self.timeout));
-        let connection = transport::connect(&self.address, patience)?;
+        let connect = || transport::connect(&self.address, patience);
+        let connection = connect()?;
         let source = match &recorder {
-            Some(recorder) => source.with_tap(recorder.channel(interface_name(ChannelId::Main))),
+            Some(recorder) => source.with_recorder(recorder.clone()),
             None => source,
         };
         let mut line = ProgressLine::new();
-        let departure = source.send(connection, |progress| line.show(progress));
+        let departure = source.send_over(connection, |_| connect(), |progress| line.show(progress));
         line.end();
         self.report(&departure)?;
         if let Some(recorder) = recorder {
@@ -152,6 +189,20 @@ impl Send {
             let block = self.block.as_deref().map(str::as_bytes);
             source = source.with_pattern(block, self.fill.unwrap_or(Pattern::Zero))?;
         }
+        if self.channels > 0 && !self.address.is_socket() {
+            let message = format!("{} is one connection, and multifd takes several", self.address);
+            return Err(Error::nowhere(ErrorKind::Misuse, "sending", message).into());
+        }
+        let MultifdOptions { compression, level, zero_pages, uuid, misconduct } = &self.multifd;
+        let source = source
+            .with_multifd(Multifd {
+                channels: self.channels,
+                method: *compression,
+                level: *level,
+                zero_pages: *zero_pages,
+                uuid: uuid.unwrap_or_default(),
+            })
+            .with_misconduct(misconduct.iter().copied());
         source.check()?;
         Ok(source)
     }
@@ -185,12 +236,19 @@ impl Send {
             eprintln!("migwire: {}", output::whole_text(error));
         }
         eprintln!(
-            "{}: {} in {} ({} pages of which {} zero{})",
+            "{}: {} in {} ({} pages of which {} zero{}{})",
             if departure.error.is_none() { "completed" } else { "failed" },
-            output::bytes(departure.bytes),
+            output::bytes(
+                departure.bytes + departure.channels.iter().map(|channel| channel.bytes).sum::<u64>()
+            ),
             output::seconds(departure.elapsed),
             departure.pages,
             departure.zero_pages,
+            match departure.channels.len() {
+                0 => String::new(),
+                1 => ", on a multifd channel".to_owned(),
+                count => format!(", on {count} multifd channels"),
+            },
             match (departure.return_path, departure.peer_status) {
                 (false, _) => String::new(),
                 (true, None) => ", with return path, without an answer".to_owned(),
@@ -214,8 +272,41 @@ fn json(departure: &Departure) -> Value {
         "pong": departure.pong,
         "peer_status": departure.peer_status,
         "blocks": output::blocks_json(&departure.memory),
+        "channels": departure.channels.iter().map(channel_json).collect::<Vec<_>>(),
         "error": departure.error.as_ref().map(output::error_json),
     })
+}
+
+fn channel_json(channel: &ChannelDeparture) -> Value {
+    json!({
+        "channel": format!("multifd-{}", channel.id),
+        "bytes": channel.bytes,
+        "packets": channel.packets,
+        "syncs": channel.syncs,
+        "pages": channel.pages,
+        "zero_pages": channel.zero_pages,
+        "device_packets": channel.device_packets,
+    })
+}
+
+fn misconduct_help() -> String {
+    let lines = Misconduct::ALL.iter().map(|rule| format!("- {}: {}", rule, rule.what()));
+    let lines: Vec<String> = lines.collect();
+    format!("Break rules of multifd on purpose:\n{}", lines.join("\n"))
+}
+
+/// Reads 8-4-4-4-12 digits, as QEMU does.
+fn parse_uuid(text: &str) -> Result<[u8; 16], String> {
+    let wrong = || "a UUID, such as 8c5d4f0e-9a6b-4c3d-8e2f-0123456789ab".to_owned();
+    let groups: Vec<&str> = text.split('-').collect();
+    if groups.iter().map(|group| group.len()).collect::<Vec<_>>() != [8, 4, 4, 4, 12] || !text.is_ascii() {
+        return Err(wrong());
+    }
+    let digits = groups.concat();
+    if !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+        return Err(wrong());
+    }
+    u128::from_str_radix(&digits, 16).map(u128::to_be_bytes).map_err(|_| wrong())
 }
 
 fn parse_switch(text: &str) -> Result<bool, String> {
@@ -243,7 +334,16 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::parse_size;
+    use super::{parse_size, parse_uuid};
+
+    #[test]
+    fn uuids() {
+        let uuid = parse_uuid("00112233-4455-6677-8899-aAbBcCdDeEfF").unwrap();
+        assert_eq!(uuid, std::array::from_fn(|i| i as u8 * 0x11));
+        for bad in ["", "00112233445566778899aabbccddeeff", "+0112233-4455-6677-8899-aabbccddeeff"] {
+            assert!(parse_uuid(bad).is_err(), "{bad}");
+        }
+    }
 
     #[test]
     fn sizes() {

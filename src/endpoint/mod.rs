@@ -15,4 +15,6 @@ mod source;
 pub use destination::{Acknowledge, Arrival, ChannelArrival, Destination, Expected, Progress};
 pub use pace::Limits;
 pub use proxy::{Passage, Passed, Proxy};
-pub use source::{Blank, Departure, RunState, Source, Template};
+pub use source::{
+    Blank, ChannelDeparture, Departure, Misconduct, Multifd, RunState, Source, Template, ZeroPages,
+};

@@ -31,12 +31,27 @@ impl Pattern {
                 let start = mix(seed ^ mix(offset));
                 words(page, |i| mix(start.wrapping_add(i)));
             }
-            Self::Mixed(seed) => match mix(seed ^ mix(!offset)) % 8 {
-                0 | 1 => Self::Zero.fill(offset, page),
-                2 => Self::Byte((mix(offset ^ seed) % 255 + 1) as u8).fill(offset, page),
-                3 | 4 => Self::Count.fill(offset, page),
-                _ => Self::Random(seed).fill(offset, page),
-            },
+            Self::Mixed(seed) => Self::mixed(seed, offset).fill(offset, page),
+        }
+    }
+
+    /// Whether the page at `offset` holds nothing but zeros.
+    pub fn is_zero(self, offset: u64) -> bool {
+        match self {
+            Self::Zero | Self::Byte(0) => true,
+            // Of different words, one at most is zero.
+            Self::Byte(_) | Self::Count | Self::Random(_) => false,
+            Self::Mixed(seed) => Self::mixed(seed, offset).is_zero(offset),
+        }
+    }
+
+    /// What stands at `offset` of a mixture.
+    fn mixed(seed: u64, offset: u64) -> Self {
+        match mix(seed ^ mix(!offset)) % 8 {
+            0 | 1 => Self::Zero,
+            2 => Self::Byte((mix(offset ^ seed) % 255 + 1) as u8),
+            3 | 4 => Self::Count,
+            _ => Self::Random(seed),
         }
     }
 }
@@ -118,6 +133,7 @@ mod tests {
             Pattern::Mixed(3).fill(page * 4096, &mut one);
             Pattern::Mixed(3).fill(page * 4096, &mut two);
             assert!(one == two);
+            assert_eq!(is_zero(&one), Pattern::Mixed(3).is_zero(page * 4096));
             zero += usize::from(is_zero(&one));
             distinct.insert(one.to_vec());
         }

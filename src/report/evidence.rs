@@ -75,7 +75,11 @@ impl Evidence {
             match packet.pages_alloc {
                 0 => self.add(Difference::MultifdStaleFields, false, "packets without pages are all zero"),
                 _ => {
-                    self.add(Difference::MultifdStaleFields, true, "packets show what earlier ones have left")
+                    self.add(
+                        Difference::MultifdStaleFields,
+                        true,
+                        "packets show what earlier ones have left",
+                    );
                 }
             }
             match packet.payload_size {

@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
-use crate::cases::{Cell, Kind};
+use crate::cases::{Cell, Kind, Outcome};
 use crate::expected::{self, Entry};
 use crate::failure::{Class, Failure, Run};
 use crate::process::{Deadline, Ledger, interrupted};
@@ -113,7 +113,7 @@ fn run_cell(env: &Env, cell: &Cell) -> CellResult {
         return result;
     }
     let setup = match env.inventory.decide(cell) {
-        Decision::Run(setup) => setup,
+        Decision::Run(setup) => *setup,
         Decision::Unsupported(reason) => {
             result.verdict = Verdict::Unsupported;
             result.reason = Some(reason);
@@ -141,13 +141,32 @@ fn run_cell(env: &Env, cell: &Cell) -> CellResult {
         outcome
             .unwrap_or_else(|_| Err(Failure::new(Class::Environment, "the judge panicked; see its stderr")))
     });
-    match outcome {
-        Ok(()) => result.verdict = Verdict::Pass,
-        Err(failure) => {
+    let expectation = cell.case.variant.expectation(&cell.source, &cell.destination);
+    match (outcome, expectation) {
+        (Ok(()), None) => result.verdict = Verdict::Pass,
+        (Ok(()), Some(expect)) if expect.outcome.contains(&Outcome::Luck) => {
+            result.verdict = Verdict::Pass;
+            result.reason = Some(format!("{}, as may be: {}", Outcome::Luck, expect.reason));
+        }
+        (Ok(()), Some(expect)) => {
+            result.verdict = Verdict::Fail;
+            result.reason =
+                Some(format!("went well, but {} was expected: {}", expect.words(), expect.reason));
+        }
+        (Err(failure), Some(expect)) if expect.is_met(&failure).is_some() => {
+            let outcome = expect.is_met(&failure).map(|outcome| outcome.to_string()).unwrap_or_default();
+            result.verdict = Verdict::Pass;
+            result.class = Some(failure.class);
+            result.reason = Some(format!("{outcome}, as expected: {} [{}]", expect.reason, failure.text));
+        }
+        (Err(failure), _) => {
             result.verdict =
                 if failure.class == Class::Interrupted { Verdict::NotRun } else { Verdict::Fail };
             result.class = Some(failure.class);
-            result.reason = Some(failure.text);
+            result.reason = Some(match expectation {
+                Some(expect) => format!("{} was expected, but: {}", expect.words(), failure.text),
+                None => failure.text,
+            });
         }
     }
     result.seconds = (began.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;

@@ -59,6 +59,9 @@ fn arguments(bench: &Bench<'_>, address: &str) -> Vec<String> {
         // Nothing in the stream says that the source waits for one.
         arguments.extend([String::from("--switchover-ack"), bench.setup.acknowledgements.to_string()]);
     }
+    if let Some(multifd) = bench.cell.case.variant.multifd() {
+        arguments.extend([String::from("--channels"), multifd.channels.to_string()]);
+    }
     arguments.extend(bench.bounds());
     arguments
 }
@@ -94,6 +97,22 @@ fn check(bench: &Bench<'_>, report: &Value) -> Run<()> {
     }
     if case.variant.shared_ram && report["bytes"].as_u64() > Some(bench.setup.machine.ram_bytes / 2) {
         return failed(format!("{} bytes came, although memory was to be left out", report["bytes"]));
+    }
+    if let Some(multifd) = case.variant.multifd() {
+        let channels = report["channels"].as_array().map_or(0, Vec::len) as u64;
+        if channels != multifd.channels {
+            return failed(format!("{channels} multifd channels, but there are {}", multifd.channels));
+        }
+        let sync = if bench.setup.per_round { "per-round" } else { "per-section" };
+        if report["sync"] != sync {
+            return failed(format!("synchronised {}, but it must be {sync}", report["sync"]));
+        }
+        if report["compression"] != *multifd.compression {
+            return failed(format!(
+                "compression {}, but it is {}",
+                report["compression"], multifd.compression
+            ));
+        }
     }
     if case.variant.name == "xbzrle" && report["xbzrle_pages"].as_u64().unwrap_or(0) == 0 {
         return failed("saw no XBZRLE page, although the source sent some".into());

@@ -45,7 +45,10 @@ pub(super) fn run(bench: &Bench<'_>) -> Run<()> {
         }
     }
     bench.compare(&plan.memory, &bench.path("destination.ram"))?;
-    bench.verify(CAPTURE)?;
+    // A stream that breaks a rule on purpose is not one that verifies.
+    if !case.variant.send.iter().any(|word| word == "--break") {
+        bench.verify(CAPTURE)?;
+    }
     bench.resume(&mut destination, "destination")?;
     destination.quit()
 }
@@ -99,6 +102,15 @@ impl Plan {
         let return_path = if bench.cell.case.return_path { "on" } else { "off" };
         let mut arguments = vec![String::from("send"), address.to_owned()];
         arguments.extend(self.options.iter().cloned());
+        if let Some(multifd) = bench.cell.case.variant.multifd() {
+            let channels = multifd.channels.to_string();
+            let words = ["--channels", &channels, "--compression", &multifd.compression];
+            arguments.extend(words.map(String::from));
+            arguments.extend([String::from("--dialect"), bench.setup.dialect.clone()]);
+        }
+        if !bench.cell.case.variant.from_nothing {
+            arguments.extend(bench.cell.case.variant.send.iter().cloned());
+        }
         arguments.extend(["--return-path", return_path, "-o", &bench.word(CAPTURE)].map(String::from));
         let mut bounds = bench.bounds();
         // Standard output is the channel then, so there is no place for a report.
@@ -117,6 +129,12 @@ fn check(bench: &Bench<'_>, report: &Value) -> Run<()> {
     }
     if bench.cell.case.return_path && report["peer_status"] != 0 {
         return failed(format!("the destination reported status {}", report["peer_status"]));
+    }
+    if let Some(multifd) = bench.cell.case.variant.multifd() {
+        let channels = report["channels"].as_array().map_or(0, Vec::len) as u64;
+        if channels != multifd.channels {
+            return failed(format!("{channels} multifd channels, but {} were asked for", multifd.channels));
+        }
     }
     let deltas = bench.cell.case.variant.send.iter().any(|word| word == "--xbzrle");
     if deltas && report["xbzrle_pages"].as_u64().unwrap_or(0) == 0 {

@@ -13,12 +13,11 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use crate::capture::Recorder;
 use crate::device_state::{Assembler, DeviceReport, Settings as DeviceSettings};
 use crate::dialect::Dialect;
-use crate::endpoint::pace::{Limits, Pace};
+use crate::endpoint::pace::Limits;
 use crate::error::{ChannelId, Error, ErrorKind, Result};
 use crate::guest::Memory;
 use crate::limits::MAX_COMPLAINTS;
@@ -27,14 +26,8 @@ use crate::stream::{Block, Mode};
 use crate::transport::Connection;
 use crate::wire::{DevicePacket, Method, MultifdHello};
 
-const DOING: &str = "multifd channels";
-
 /// Connections that have not said what they are. A source opens 257 at a time at most.
 const MAX_UNKNOWN: usize = 300;
-
-/// How long a connection may keep the first synchronisation waiting that has come but says nothing, or has not come although the
-/// main channel speaks of multifd.
-const GRACE: Duration = Duration::from_millis(500);
 
 /// How many multifd channels a destination expects. The number is not on the wire.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -86,42 +79,43 @@ pub(super) struct Channels {
     pub(super) pages: AtomicU64,
     pub(super) bytes: AtomicU64,
     devices: Mutex<Assembler>,
-    state: Mutex<State>,
-    changed: Condvar,
+    pub(super) state: Mutex<State>,
+    pub(super) changed: Condvar,
 }
 
+/// What changes, and may be waited for.
 #[derive(Default)]
-struct State {
-    barrier: Barrier,
+pub(super) struct State {
+    pub(super) barrier: Barrier,
     /// The main channel's blocks, known at the first marker.
-    blocks: Option<Arc<[Block]>>,
-    page_size: Option<u64>,
-    sync_mode: Option<SyncMode>,
+    pub(super) blocks: Option<Arc<[Block]>>,
+    pub(super) page_size: Option<u64>,
+    pub(super) sync_mode: Option<SyncMode>,
     /// No channel may join any more.
-    settled: bool,
+    pub(super) settled: bool,
     /// The main channel is past its START sections: whoever is to be known is.
-    running: bool,
-    end: Option<End>,
-    failure: Option<Error>,
-    complaints: Vec<Error>,
-    uuid: Option<[u8; 16]>,
-    method: Option<Method>,
+    pub(super) running: bool,
+    pub(super) end: Option<End>,
+    pub(super) failure: Option<Error>,
+    pub(super) complaints: Vec<Error>,
+    pub(super) uuid: Option<[u8; 16]>,
+    pub(super) method: Option<Method>,
     /// Everybody who has connected, to be let go of in the end.
-    connections: Vec<Connection>,
-    main: Option<Connection>,
-    has_main: bool,
-    accepted: u32,
+    pub(super) connections: Vec<Connection>,
+    pub(super) main: Option<Connection>,
+    pub(super) has_main: bool,
+    pub(super) accepted: u32,
     /// Connections that have not said what they are.
-    unknown: usize,
+    pub(super) unknown: usize,
     /// The receiver asks whether anybody else is at the door, and the doorman has looked so many times since.
-    asked: u64,
-    looked: u64,
-    arrivals: BTreeMap<u8, ChannelArrival>,
+    pub(super) asked: u64,
+    pub(super) looked: u64,
+    pub(super) arrivals: BTreeMap<u8, ChannelArrival>,
 }
 
 /// How it all ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
+pub(super) enum End {
     /// Everything is there; what has come since is read to its end.
     Complete,
     /// Nobody goes on.
@@ -169,18 +163,16 @@ impl Channels {
         self.devices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Changes something that others may wait for.
-    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+    pub(super) fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let value = change(&mut self.state());
         self.changed.notify_all();
         value
     }
-
-    // ---- at the door
 
     /// Somebody has connected. `None`: too many have, and say nothing.
     pub(super) fn admit(&self, connection: &Connection) -> Option<u32> {
@@ -271,8 +263,6 @@ impl Channels {
         self.changed.notify_all();
         Ok(true)
     }
-
-    // ---- what a channel asks
 
     /// Waits until the main channel has said how large pages are. `None`: nobody waits any more.
     pub(super) fn page_size(&self) -> Option<u64> {
@@ -367,131 +357,6 @@ impl Channels {
         }
     }
 
-    // ---- what the main channel asks
-
-    /// The main channel is past its START sections.
-    pub(super) fn note_running(&self) {
-        self.change(|state| state.running = true);
-    }
-
-    /// Something has come that others may wait for.
-    pub(super) fn notify(&self) {
-        drop(self.state());
-        self.changed.notify_all();
-    }
-
-    /// Whether nothing can come on any multifd channel: each has ended, or stands at a SYNC that was never answered.
-    pub(super) fn are_silent(&self) -> bool {
-        self.state().barrier.are_silent()
-    }
-
-    /// Channels that stand at a SYNC.
-    pub(super) fn waiting(&self) -> Vec<u8> {
-        self.state().barrier.waiting().collect()
-    }
-
-    /// Waits for more device state. `false`: it has taken too long.
-    pub(super) fn wait_for_devices(&self, pace: &Pace) -> bool {
-        let Some(patience) = pace.patience() else { return false };
-        drop(self.wait(self.state(), patience.min(GRACE / 10)));
-        true
-    }
-
-    /// The main channel knows how large pages are.
-    pub(super) fn set_page_size(&self, page_size: u64) {
-        self.change(|state| state.page_size = Some(page_size));
-    }
-
-    /// How channels synchronise, as far as it is known.
-    pub(super) fn sync_mode(&self) -> Option<SyncMode> {
-        self.state().sync_mode
-    }
-
-    /// The main channel has come to a marker of that kind: waits for every channel.
-    pub(super) fn synchronise(&self, mode: SyncMode, blocks: &[Block], pace: &Pace) -> Result<()> {
-        let mut state = self.state();
-        if state.blocks.is_none() {
-            state.blocks = Some(blocks.into());
-        }
-        if !state.settled {
-            drop(state);
-            self.settle(mode, pace)?;
-            state = self.state();
-        }
-        if state.barrier.ids().next().is_none() {
-            return Ok(());
-        }
-        state.sync_mode = Some(mode);
-        state.barrier.mark();
-        self.changed.notify_all();
-        loop {
-            if let Some(failure) = &state.failure {
-                return Err(failure.clone());
-            }
-            if state.barrier.may_go_on()? {
-                return Ok(());
-            }
-            let Some(patience) = pace.patience() else { return Err(state.barrier.overdue()) };
-            state = self.wait(state, patience);
-        }
-    }
-
-    /// Finds out which channels there are.
-    fn settle(&self, mode: SyncMode, pace: &Pace) -> Result<()> {
-        let mut state = self.state();
-        state.asked += 1;
-        let asked = state.asked;
-        let begin = Instant::now();
-        loop {
-            if let Some(failure) = &state.failure {
-                return Err(failure.clone());
-            }
-            let mut ids: Vec<u8> = state.barrier.ids().collect();
-            ids.sort_unstable();
-            let highest = ids.iter().max().map_or(0, |id| usize::from(*id) + 1);
-            let is_settled = match self.settings.expected {
-                Expected::Exactly(count) => ids.len() == usize::from(count),
-                // A number is missing: its channel must be on its way.
-                Expected::Auto if ids.len() < highest => false,
-                Expected::Auto => {
-                    let is_quiet = state.looked >= asked && state.unknown == 0;
-                    let is_missing = ids.is_empty() && mode == SyncMode::PerRound;
-                    let is_patient = begin.elapsed() < GRACE;
-                    if is_missing && !is_patient {
-                        return Err(none_connected());
-                    }
-                    (is_quiet || !is_patient) && !is_missing
-                }
-            };
-            if is_settled {
-                state.settled = true;
-                return Ok(());
-            }
-            let Some(patience) = pace.patience() else { return Err(self.absent(&ids, highest)) };
-            state = self.wait(state, patience.min(GRACE / 10));
-        }
-    }
-
-    fn wait<'a>(&self, state: MutexGuard<'a, State>, patience: Duration) -> MutexGuard<'a, State> {
-        // Limits are looked at again every now and then: other channels' progress counts.
-        let patience = patience.min(Duration::from_secs(1));
-        self.changed.wait_timeout(state, patience).unwrap_or_else(PoisonError::into_inner).0
-    }
-
-    fn absent(&self, ids: &[u8], highest: usize) -> Error {
-        let wanted = match self.settings.expected {
-            Expected::Auto if highest == 0 => return none_connected(),
-            Expected::Exactly(count) => usize::from(count),
-            Expected::Auto => highest,
-        };
-        let message = format!(
-            "{} of {wanted} multifd channels have connected (ids {ids:?}): multifd-channels must be the same on both ends; \
-             a stock destination waits for the others for ever",
-            ids.len()
-        );
-        Error::nowhere(ErrorKind::Timeout, DOING, message)
-    }
-
     /// The main channel has ended. What is on its way on the other channels is read, if all went well.
     pub(super) fn finish(&self, is_complete: bool) {
         self.change(|state| {
@@ -539,10 +404,4 @@ impl State {
             let _ = end(connection);
         }
     }
-}
-
-fn none_connected() -> Error {
-    let message = "the main channel speaks of multifd (MULTIFD_FLUSH), but no multifd channel has connected; their pages would \
-                   be missing";
-    Error::nowhere(ErrorKind::OutOfOrder, DOING, message)
 }

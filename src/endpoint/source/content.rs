@@ -7,9 +7,12 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::{Errno, preadv};
 
+use super::outlet::Outlet;
 use super::output::Output;
+use super::team::Team;
 use crate::error::{Error, ErrorKind, Result};
-use crate::guest::{Pattern, file_name};
+use crate::guest::{Pattern, file_name, is_zero};
+use crate::wire::MULTIFD_PACKET_SIZE;
 
 /// Where the pages of a block come from.
 #[derive(Debug)]
@@ -68,7 +71,56 @@ pub(super) struct Whole {
 
 impl Content {
     /// Sends every page of the block.
-    pub(super) fn send(&self, block: &Whole, out: &mut Output<'_>) -> Result<()> {
+    pub(super) fn send(&self, block: &Whole, out: &mut Outlet<'_, '_>) -> Result<()> {
+        match &mut out.team {
+            Some(team) => self.deal(block, team, &mut out.main),
+            None => self.send_on_main(block, &mut out.main),
+        }
+    }
+
+    /// Fills `pages` with those at `offsets` of a block of that length.
+    pub(super) fn find(&self, offsets: &[u64], length: u64, size: usize, pages: &mut [u8]) -> Result<()> {
+        match self {
+            // Whoever sends pages of the template gives their content as well.
+            Self::Kept => Err(Error::nowhere(ErrorKind::Misuse, "sending", "pages without content")),
+            Self::Pattern(pattern) => {
+                for (offset, page) in offsets.iter().zip(pages.chunks_exact_mut(size)) {
+                    pattern.fill(*offset, page);
+                }
+                Ok(())
+            }
+            Self::Image(image) => {
+                // Neighbours are read at once.
+                let is_next = |a: &u64, b: &u64| a + size as u64 == *b;
+                let mut rest = pages;
+                for run in offsets.chunk_by(is_next) {
+                    let (these, others) = rest.split_at_mut(run.len() * size);
+                    image.read_at(run[0], length, these)?;
+                    rest = others;
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Has the multifd channels send every page of the block.
+    fn deal(&self, block: &Whole, team: &mut Team<'_>, main: &mut Output<'_>) -> Result<()> {
+        match self {
+            Self::Kept => Ok(()),
+            Self::Pattern(pattern) if team.wants_zero_pages_on_main() => {
+                block.offsets(0..block.length).try_for_each(|offset| match pattern.is_zero(offset) {
+                    true => main.zero_page(block.index, offset),
+                    false => team.add(block.index, offset),
+                })
+            }
+            Self::Image(image) if team.wants_zero_pages_on_main() => image.deal(block, team, main),
+            _ => block.offsets(0..block.length).try_for_each(|offset| team.add(block.index, offset)),
+        }?;
+        main.tell();
+        team.deal()
+    }
+
+    fn send_on_main(&self, block: &Whole, out: &mut Output<'_>) -> Result<()> {
         match self {
             Self::Kept => Ok(()),
             Self::Pattern(pattern) => block.offsets(0..block.length).try_for_each(|offset| match pattern {
@@ -120,6 +172,42 @@ impl Image {
             };
         }
         Ok(())
+    }
+
+    /// Sends zero pages on the main channel, and has the others sent. They are read once, here.
+    fn deal(&self, block: &Whole, team: &mut Team<'_>, main: &mut Output<'_>) -> Result<()> {
+        let size = block.page_size;
+        let (mut at, mut hole) = (0, 0);
+        let mut pages = Vec::new();
+        while at < block.length {
+            if at >= hole {
+                let (start, end) = self.data(at, block.length);
+                let start = start & !(size - 1);
+                block.offsets(at..start).try_for_each(|offset| main.zero_page(block.index, offset))?;
+                (at, hole) = (at.max(start), end.next_multiple_of(size));
+                continue;
+            }
+            let end = hole.min(block.length).min(at + MULTIFD_PACKET_SIZE);
+            pages.resize((end - at).next_multiple_of(size) as usize, 0);
+            self.read_at(at, block.length, &mut pages)?;
+            for page in pages.chunks_exact(size as usize) {
+                match is_zero(page) {
+                    true => main.zero_page(block.index, at)?,
+                    false => team.add_page(block.index, at, page)?,
+                }
+                at += size;
+            }
+            main.tell();
+        }
+        Ok(())
+    }
+
+    /// Fills whole pages from `at` on; behind the end of the block there are zeros.
+    fn read_at(&self, at: u64, length: u64, pages: &mut [u8]) -> Result<()> {
+        let there = usize::try_from(length.saturating_sub(at)).unwrap_or(usize::MAX).min(pages.len());
+        let (pages, rest) = pages.split_at_mut(there);
+        rest.fill(0);
+        self.read(at, &mut [IoSliceMut::new(pages)])
     }
 
     fn send_short(&self, at: u64, block: &Whole, out: &mut Output<'_>) -> Result<u64> {

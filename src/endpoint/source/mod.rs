@@ -7,33 +7,46 @@
 //! A [`Template`] gives the stream its shape: block list, devices, description. Its pages stay, or come from images or a
 //! [`Pattern`]. What leaves has passed a strict emitter, so that no stock destination can hang on it.
 
+mod batch;
 mod blank;
 mod content;
 mod devices;
+mod misconduct;
+mod multifd;
+mod outlet;
 mod output;
 mod replies;
+mod sending;
+mod shared;
+mod team;
 mod template;
+mod worker;
 
-use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use super::pace::Pace;
 use super::{Limits, Progress};
-use crate::capture::ChannelTap;
-use crate::channel::{ChannelParser as _, Feed};
-use crate::dialect::{Dialect, Difference};
-use crate::error::{Error, ErrorKind, Result};
+use crate::capture::{Recorder, interface_name};
+use crate::dialect::Dialect;
+use crate::error::{ChannelId, Error, ErrorKind, Result};
 use crate::guest::{Memory, Pattern, XbzrleCache};
-use crate::stream::{Event, Grammar, Parser};
+use crate::limits::MAX_MULTIFD_CHANNELS;
+use crate::multifd::SyncMode;
+use crate::stream::Parser;
 use crate::transport::Connection;
-use crate::wire::{Command, PageWord, RamFlags, SectionFooter, SectionHead, SectionKind};
-use content::{Content, Image, Whole};
+use content::{Content, Image};
+use misconduct::Misdeeds;
+use outlet::Outlet;
 use output::Output;
-use replies::Replies;
-use template::Bytes;
+use sending::{Filter, Sending};
+use shared::Shared;
 
 pub use blank::{Blank, RunState};
+pub use misconduct::Misconduct;
+pub use multifd::{ChannelDeparture, Multifd, ZeroPages};
 pub use template::Template;
 
 const DOING: &str = "sending";
@@ -48,7 +61,9 @@ pub struct Source {
     rounds: u64,
     xbzrle: Option<usize>,
     copy: Memory,
-    tap: Option<ChannelTap>,
+    recorder: Option<Recorder>,
+    multifd: Option<Multifd>,
+    misdeeds: Misdeeds,
 }
 
 /// What has been sent: everything up to the end or up to the fault.
@@ -58,9 +73,9 @@ pub struct Departure {
     pub machine: Option<String>,
     /// Bytes of the main channel that the system took.
     pub bytes: u64,
-    /// Pages of all kinds.
+    /// Pages of all kinds, on all channels.
     pub pages: u64,
-    /// Pages that went as one byte.
+    /// Pages that went as one byte, or as nothing but their place in a packet.
     pub zero_pages: u64,
     /// Pages that were sent as deltas.
     pub xbzrle_pages: u64,
@@ -70,6 +85,8 @@ pub struct Departure {
     pub pong: bool,
     /// The status in the destination's SHUT, if it came.
     pub peer_status: Option<u32>,
+    /// What went over each multifd channel.
+    pub channels: Vec<ChannelDeparture>,
     /// Time from taking over the connection to the last answer.
     pub elapsed: Duration,
     /// The guest's memory as the destination should have it, as far as it was kept.
@@ -91,7 +108,9 @@ impl Source {
             rounds: 1,
             xbzrle: None,
             copy: Memory::new(),
-            tap: None,
+            recorder: None,
+            multifd: None,
+            misdeeds: Misdeeds::default(),
         }
     }
 
@@ -138,7 +157,7 @@ impl Source {
     }
 
     /// The same, written as that release does where releases differ in what a template can say either way: with or without
-    /// SWITCHOVER_START. Otherwise that stays as it is in the template.
+    /// SWITCHOVER_START. Otherwise that stays as it is in the template. Multifd channels are as that release has them, or the newest.
     #[must_use]
     pub fn with_dialect(mut self, dialect: Dialect) -> Self {
         self.dialect = dialect;
@@ -181,38 +200,91 @@ impl Source {
         self
     }
 
-    /// The same, recording both directions of the main channel.
+    /// The same, recording all channels. The caller finishes the recording.
     #[must_use]
-    pub fn with_tap(mut self, tap: ChannelTap) -> Self {
-        self.tap = Some(tap);
+    pub fn with_recorder(mut self, recorder: Recorder) -> Self {
+        self.recorder = Some(recorder);
         self
     }
 
-    /// Sends one migration over `connection`. `watch` is told how far it has come, some times a second.
-    pub fn send(mut self, connection: Connection, mut watch: impl FnMut(&Progress)) -> Departure {
-        let pace = Pace::new(self.limits);
-        let copy = std::mem::take(&mut self.copy);
-        let facts = self.template.facts();
-        let pages = (&*facts.blocks, facts.page_size);
-        let mut out = Output::new(connection.clone(), self.tap.clone(), &pace, copy, pages, &mut watch);
-        let page_size = self.template.facts().page_size as usize;
-        // No cache need be larger than the guest.
-        let guest: u64 = pages.0.iter().map(|block| block.used_length).sum();
-        let most = usize::try_from(guest.next_power_of_two()).unwrap_or(usize::MAX);
-        out.cache = self.xbzrle.map(|bytes| XbzrleCache::new(bytes.min(most), page_size));
-        let return_path = self.return_path.unwrap_or(self.template.has_return_path());
-        let filter = Filter { dialect: self.dialect, is_round: false, switched: false };
-        let mut sending =
-            Sending { source: &self, connection, out, return_path, parser: Parser::new(), filter };
-        let outcome = sending.run();
-        sending.finish(outcome)
+    /// The same, with pages on multifd channels. No channels are no multifd.
+    #[must_use]
+    pub fn with_multifd(mut self, multifd: Multifd) -> Self {
+        self.multifd = (multifd.channels > 0).then_some(multifd);
+        self
     }
 
-    /// Whether every block has pages to send: one that keeps the template's must have some there.
+    /// The same, breaking these rules of multifd.
+    #[must_use]
+    pub fn with_misconduct(mut self, rules: impl IntoIterator<Item = Misconduct>) -> Self {
+        self.misdeeds = Misdeeds::new(rules);
+        self
+    }
+
+    /// Sends one migration over `connection`, and nothing else. `watch` is told how far it has come, some times a second.
+    pub fn send(self, connection: Connection, watch: impl FnMut(&Progress)) -> Departure {
+        let connect = |_| {
+            let message = "multifd takes more than one connection";
+            Err(Error::nowhere(ErrorKind::Misuse, DOING, message))
+        };
+        self.send_over(connection, connect, watch)
+    }
+
+    /// Sends one migration with `main` as its main channel; `connect` opens a connection for the multifd channel of that number to
+    /// the same destination.
+    pub fn send_over(
+        mut self,
+        main: Connection,
+        mut connect: impl FnMut(u8) -> Result<Connection>,
+        mut watch: impl FnMut(&Progress),
+    ) -> Departure {
+        let copy = std::mem::take(&mut self.copy);
+        let source = &self;
+        let facts = source.template.facts();
+        let pages = (&*facts.blocks, facts.page_size);
+        let zero_pages = source.multifd.and_then(|multifd| multifd.zero_pages);
+        let zero_pages = zero_pages.unwrap_or(ZeroPages::of(source.dialect));
+        let shared = Shared::new(pages, &source.contents, zero_pages, source.limits, copy, main.clone());
+        let pace = Pace::new(source.limits).with_others(Arc::clone(&shared.activity));
+        thread::scope(|scope| {
+            let tap = source.recorder.as_ref().map(|r| r.channel(interface_name(ChannelId::Main)));
+            let mut out = Output::new(main.clone(), tap.clone(), &pace, &shared, &mut watch);
+            out.cache = source.cache();
+            let ram = facts.ram.map(|id| (id, facts.footers));
+            let mut sending = Sending {
+                source,
+                scope,
+                shared: &shared,
+                pace: &pace,
+                tap,
+                connection: main,
+                connect: &mut connect,
+                out: Outlet::new(out, &shared, source.dialect, source.misdeeds.clone(), ram),
+                return_path: source.return_path.unwrap_or(source.template.has_return_path()),
+                parser: Parser::new(),
+                filter: Filter::new(source.dialect),
+            };
+            let outcome = sending.run();
+            sending.finish(outcome)
+        })
+    }
+
+    /// What deltas are made against, if any are.
+    fn cache(&self) -> Option<XbzrleCache> {
+        let facts = self.template.facts();
+        // No cache need be larger than the guest.
+        let guest: u64 = facts.blocks.iter().map(|block| block.used_length).sum();
+        let most = usize::try_from(guest.next_power_of_two()).unwrap_or(usize::MAX);
+        self.xbzrle.map(|bytes| XbzrleCache::new(bytes.min(most), facts.page_size as usize))
+    }
+
+    /// Whether everything that was asked for can be done, and every block has pages to send: one that keeps the template's must
+    /// have some there.
     ///
     /// # Errors
     /// If not. [`send`](Self::send) looks as well; this is for looking before anybody is connected to.
     pub fn check(&self) -> Result<()> {
+        self.check_multifd()?;
         let facts = self.template.facts();
         for ((block, content), pages) in facts.blocks.iter().zip(&self.contents).zip(&facts.pages) {
             if matches!(content, Content::Kept)
@@ -230,187 +302,31 @@ impl Source {
         }
         Ok(())
     }
-}
 
-/// A migration that is being sent.
-struct Sending<'a> {
-    source: &'a Source,
-    connection: Connection,
-    out: Output<'a>,
-    return_path: bool,
-    parser: Parser,
-    filter: Filter,
-}
-
-impl Sending<'_> {
-    fn run(&mut self) -> Result<()> {
-        self.source.check()?;
-        let mut template = self.source.template.feed()?;
-        self.header(&mut template)?;
-        self.open_return_path()?;
-        self.setup(&mut template)?;
-        self.rounds()?;
-        self.completion(&mut template)?;
-        self.await_shut()
-    }
-
-    /// File header and configuration.
-    fn header(&mut self, template: &mut Feed<Bytes>) -> Result<()> {
-        self.copy_until(self.source.template.facts().setup, template)
-    }
-
-    fn open_return_path(&mut self) -> Result<()> {
-        if !self.return_path {
-            return Ok(());
-        }
-        if !self.connection.is_bidirectional() {
-            let message = format!("{} goes one way and has no return path", self.connection.label());
-            return Err(Error::nowhere(ErrorKind::Misuse, DOING, message));
-        }
-        self.out.replies = Some(Replies::listen(&self.connection, self.source.tap.clone(), Dialect::ANY)?);
-        self.out.emit(&Event::Command(Command::OpenReturnPath))?;
-        self.out.emit(&Event::Command(Command::Ping(replies::PING)))?;
-        // As a stock source does with every command: the destination can answer while we are busy with pages.
-        self.out.flush()
-    }
-
-    /// START sections, with the block list, and whatever else comes before the first pages.
-    fn setup(&mut self, template: &mut Feed<Bytes>) -> Result<()> {
-        self.copy_until(self.source.template.facts().rounds, template)
-    }
-
-    /// All pages in one PART, so many times.
-    fn rounds(&mut self) -> Result<()> {
-        let facts = self.source.template.facts();
-        let Some(section_id) = facts.ram else { return Ok(()) };
-        for round in 1..=self.source.rounds {
-            self.out.round = round;
-            // Without deltas to send, all rounds send the same.
-            self.out.rounds_left = if self.out.cache.is_some() { self.source.rounds - round } else { 0 };
-            self.out.emit(&Event::Section(SectionHead {
-                kind: SectionKind::PART,
-                section_id,
-                identity: None,
-            }))?;
-            self.kept_pages()?;
-            for (index, (block, content)) in facts.blocks.iter().zip(&self.source.contents).enumerate() {
-                let block = Whole { index, length: block.used_length, page_size: facts.page_size };
-                content.send(&block, &mut self.out)?;
-            }
-            self.out.emit(&Event::RamWord(PageWord::new(0, RamFlags::EOS)))?;
-            if facts.footers {
-                self.out.emit(&Event::Footer(SectionFooter { section_id }))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// SWITCHOVER_START, END, FULLs, EOF and description.
-    fn completion(&mut self, template: &mut Feed<Bytes>) -> Result<()> {
-        self.copy_until(u64::MAX, template)?;
-        self.out.flush()
-    }
-
-    /// Without return path there is nobody to wait for.
-    fn await_shut(&mut self) -> Result<()> {
-        if self.return_path {
-            self.out.await_shut()?;
-        }
-        self.out.close()
-    }
-
-    /// Sends the template up to `offset`, except for its pages and the commands that are ours to decide.
-    fn copy_until(&mut self, offset: u64, template: &mut Feed<Bytes>) -> Result<()> {
-        let Self { out, parser, filter, .. } = self;
-        if parser.offset() >= offset {
-            return Ok(());
-        }
-        template.run(parser, |located, parser| {
-            filter.take(&located.event, parser.grammar(), out)?;
-            Ok(if located.range.end == offset { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
-        })
-    }
-
-    /// The template's pages of blocks that keep theirs, in the order of the template, so that deltas find what they refer to.
-    fn kept_pages(&mut self) -> Result<()> {
-        let facts = self.source.template.facts();
-        let contents = &self.source.contents;
-        let is_kept = |index: usize| matches!(contents.get(index), Some(Content::Kept));
-        if !(0..contents.len()).any(|index| is_kept(index) && facts.pages[index] > 0) {
-            return Ok(());
-        }
-        let out = &mut self.out;
-        self.source.template.feed()?.run(&mut Parser::new(), |located, parser| {
-            match (&located.event, parser.grammar().current_block()) {
-                (Event::Page(page), Some(index)) if is_kept(index) => out.forward_page(index, page)?,
-                (Event::Eof, _) => return Ok(ControlFlow::Break(())),
-                _ => {}
-            }
-            Ok(ControlFlow::Continue(()))
-        })
-    }
-
-    fn finish(self, outcome: Result<()>) -> Departure {
-        let Self { source, mut out, return_path, .. } = self;
-        let outcome = outcome.and(out.copy.flush());
-        let replies = out.replies.take();
-        Departure {
-            machine: source.template.machine().map(str::to_owned),
-            bytes: out.sent,
-            pages: out.page_count,
-            zero_pages: out.zero_pages,
-            xbzrle_pages: out.xbzrle_pages,
-            return_path,
-            pong: replies.as_ref().is_some_and(Replies::has_pong),
-            peer_status: replies.as_ref().and_then(Replies::status),
-            elapsed: out.elapsed(),
-            memory: std::mem::take(&mut out.copy),
-            error: outcome.err(),
-        }
-    }
-}
-
-/// Decides what of a template leaves as it is.
-struct Filter {
-    dialect: Dialect,
-    /// Inside a PART of RAM, which is left out as a whole.
-    is_round: bool,
-    switched: bool,
-}
-
-impl Filter {
-    fn take(&mut self, event: &Event<'_>, grammar: &Grammar, out: &mut Output<'_>) -> Result<()> {
-        if matches!(event, Event::Section(_) | Event::Command(_) | Event::Eof) {
-            self.is_round = false;
-        }
-        match event {
-            Event::Section(head)
-                if grammar.current_section().is_some_and(|(_, _, section)| section.is_ram()) =>
-            {
-                self.is_round = head.kind == SectionKind::PART;
-                if head.kind == SectionKind::END && self.wants_switchover() == Some(true) && !self.switched {
-                    out.emit(&Event::Command(Command::SwitchoverStart))?;
+    fn check_multifd(&self) -> Result<()> {
+        let misuse = |message: String| Err(Error::nowhere(ErrorKind::Misuse, DOING, message));
+        let Some(multifd) = &self.multifd else {
+            return match self.misdeeds.is_empty() {
+                true => Ok(()),
+                false => {
+                    misuse("the rules to break are about multifd channels, and there are none".to_owned())
                 }
-                if self.is_round { Ok(()) } else { out.emit(event) }
-            }
-            Event::Footer(_) if self.is_round => Ok(()),
-            Event::Page(_) => Ok(()),
-            Event::RamWord(word) => match word.flags(grammar.page_size()).action() {
-                _ if self.is_round => Ok(()),
-                RamFlags::MULTIFD_FLUSH | RamFlags::HOOK => Ok(()),
-                _ => out.emit(event),
-            },
-            Event::Command(Command::OpenReturnPath | Command::Ping(_)) => Ok(()),
-            Event::Command(Command::SwitchoverStart) => {
-                self.switched = true;
-                if self.wants_switchover() == Some(false) { Ok(()) } else { out.emit(event) }
-            }
-            _ => out.emit(event),
+            };
+        };
+        let has = |rule| self.misdeeds.has(rule);
+        if self.xbzrle.is_some() {
+            return misuse("deltas (XBZRLE) do not travel on multifd channels".to_owned());
         }
-    }
-
-    /// Whether SWITCHOVER_START belongs into the stream; `None`: as the template has it.
-    fn wants_switchover(&self) -> Option<bool> {
-        (self.dialect != Dialect::ANY).then(|| self.dialect.has(Difference::SwitchoverStart))
+        let one = [Misconduct::FewerChannels, Misconduct::DuplicateId, Misconduct::SamePageTwice];
+        if let Some(rule) = one.into_iter().find(|rule| multifd.channels == 1 && has(*rule)) {
+            return misuse(format!("{rule} takes two channels"));
+        }
+        if has(Misconduct::MoreChannels) && usize::from(multifd.channels) == MAX_MULTIFD_CHANNELS {
+            return misuse(format!("there are no more than {MAX_MULTIFD_CHANNELS} channels"));
+        }
+        if has(Misconduct::NoFlush) && SyncMode::of(self.dialect) == Some(SyncMode::PerSection) {
+            return misuse(format!("QEMU {} has no FLUSH that could be left out", self.dialect));
+        }
+        team::codec(multifd).map(|_| ())
     }
 }

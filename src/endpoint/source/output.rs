@@ -7,15 +7,17 @@
 //! A page is made where it leaves from: at these speeds each copy of it costs a tenth of the throughput.
 
 use std::io::{self, IoSliceMut, Write as _};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use super::replies::{self, Replies};
+use super::shared::Shared;
 use crate::capture::{ChannelTap, Direction};
 use crate::channel::ChannelEvent as _;
 use crate::endpoint::Progress;
 use crate::endpoint::pace::Pace;
 use crate::error::{Error, ErrorKind, Result};
-use crate::guest::{Coded, Memory, XbzrleCache, is_zero};
+use crate::guest::{Coded, XbzrleCache, is_zero};
 use crate::limits::PIECE;
 use crate::stream::{Block, Emitter, Event};
 use crate::transport::Connection;
@@ -42,8 +44,7 @@ pub(super) struct Output<'a> {
     used: usize,
     /// Bytes that the system has taken.
     pub(super) sent: u64,
-    /// What the destination's memory should hold.
-    pub(super) copy: Memory,
+    shared: &'a Shared<'a>,
     blocks: &'a [Block],
     page_size: usize,
     /// The block that the last page belonged to; CONTINUE refers to it, across sections too.
@@ -66,8 +67,7 @@ impl<'a> Output<'a> {
         connection: Connection,
         tap: Option<ChannelTap>,
         pace: &'a Pace,
-        copy: Memory,
-        (blocks, page_size): (&'a [Block], u64),
+        shared: &'a Shared<'a>,
         watch: &'a mut dyn FnMut(&Progress),
     ) -> Self {
         Self {
@@ -79,9 +79,9 @@ impl<'a> Output<'a> {
             buffer: vec![0; BUFFER + ROOM].into(),
             used: 0,
             sent: 0,
-            copy,
-            blocks,
-            page_size: page_size as usize,
+            shared,
+            blocks: shared.blocks,
+            page_size: shared.page_size as usize,
             block: None,
             page_count: 0,
             zero_pages: 0,
@@ -209,8 +209,8 @@ impl<'a> Output<'a> {
         let at = self.emitter.offset();
         self.emitter.emit(&event, &mut InPlace { head, used: 0, page })?;
         self.page_count += 1;
-        if let Some(grammar) = self.emitter.grammar() {
-            self.copy.handle(&event, grammar, at)?;
+        if let Some(grammar) = self.emitter.grammar().filter(|_| self.shared.keeps) {
+            self.shared.memory().handle(&event, grammar, at)?;
         }
         self.used += event.wire_len() as usize;
         Ok(())
@@ -246,8 +246,8 @@ impl<'a> Output<'a> {
                     self.sent += count as u64;
                     self.pace.note_record();
                 }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                Err(e) if e.kind() == io::ErrorKind::TimedOut => return Err(self.late()),
+                // Over and over until patience has run out: a multifd channel may have got on.
+                Err(e) if matches!(e.kind(), io::ErrorKind::Interrupted | io::ErrorKind::TimedOut) => {}
                 Err(e) => return Err(self.failed(e)),
             }
         }
@@ -302,16 +302,24 @@ impl<'a> Output<'a> {
     }
 
     fn note(&mut self, event: &Event<'_>, at: u64) -> Result<()> {
+        let is_for_memory = match event {
+            Event::Page(_) => self.shared.keeps,
+            Event::RamBlock(_) => true,
+            _ => false,
+        };
         match self.emitter.grammar() {
-            Some(grammar) => self.copy.handle(event, grammar, at),
-            None => Ok(()),
+            Some(grammar) if is_for_memory => self.shared.memory().handle(event, grammar, at),
+            _ => Ok(()),
         }
     }
 
-    fn tell(&mut self) {
+    /// Tells the watcher how far it has come, from time to time.
+    pub(super) fn tell(&mut self) {
         if self.watched.elapsed() >= WATCH_INTERVAL {
             self.watched = Instant::now();
-            let (bytes, pages, iterations) = (self.sent, self.page_count, self.round);
+            let bytes = self.sent + self.shared.bytes.load(Ordering::Relaxed);
+            let pages = self.page_count + self.shared.pages.load(Ordering::Relaxed);
+            let iterations = self.round;
             (self.watch)(&Progress { bytes, pages, iterations, elapsed: self.pace.elapsed() });
         }
     }

@@ -3,16 +3,18 @@
 //! ```text
 //! connection --> ReturnParser --> Heard --bounded queue--> Replies: poll while sending, wait at the end
 //! ```
-//! A destination that fails says SHUT 1, or nothing, and closes. The thread then ends the connection from this side
+//! A destination that fails says SHUT 1, or nothing, and closes. The thread then ends all connections from this side
 //! as well, so that a source that is stuck in a write does not have to wait for its timeout.
 
 use std::io;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, TryRecvError, bounded};
 
+use super::shared::Lines;
 use crate::capture::{ChannelTap, Direction};
 use crate::channel::{Feed, Input, Streaming};
 use crate::dialect::Dialect;
@@ -51,7 +53,12 @@ pub(super) struct Replies {
 
 impl Replies {
     /// Begins to listen on `connection`.
-    pub(super) fn listen(connection: &Connection, tap: Option<ChannelTap>, dialect: Dialect) -> Result<Self> {
+    pub(super) fn listen(
+        connection: &Connection,
+        tap: Option<ChannelTap>,
+        dialect: Dialect,
+        lines: Arc<Lines>,
+    ) -> Result<Self> {
         let (sender, heard) = bounded(QUEUE);
         let reader = connection.clone();
         connection.set_read_timeout(None)?;
@@ -64,7 +71,7 @@ impl Replies {
             };
             // That there is nobody to tell means that nobody waits any more.
             if !matches!(ended, Ok(Some(0))) {
-                let _ = reader.shutdown();
+                lines.cut();
             }
             let _ = sender.send(Heard::Over(ended.map(|_| ())));
         };

@@ -31,7 +31,7 @@ impl Zlib {
 
     fn inflate(&mut self, payload: &[u8], page_size: usize, pages: &mut [u8]) -> Result<()> {
         let stream = self.decoder.get_or_insert_with(|| Decompress::new(true));
-        // All pages at once: which one is short can be told from how many bytes there are, and a call a page costs a third.
+        // All pages at once: which one is short can be told from how many bytes there are, and a call a page costs up to a fifth.
         let Progress { mut consumed, produced, mut end } = inflate(stream, payload, pages);
         let mut surplus = false;
         if produced == pages.len() && end == End::Between {

@@ -1,0 +1,273 @@
+//! One migration, from the file header to the destination's last word.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::thread::Scope;
+
+use super::content::{Content, Whole};
+use super::misconduct::Misconduct;
+use super::multifd::ChannelDeparture;
+use super::outlet::Outlet;
+use super::replies::{self, Replies};
+use super::shared::{Failure, Shared};
+use super::team::{Opening, Team};
+use super::template::Bytes;
+use super::{DOING, Departure, Source};
+use crate::capture::ChannelTap;
+use crate::channel::{ChannelParser as _, Feed};
+use crate::dialect::{Dialect, Difference};
+use crate::endpoint::pace::Pace;
+use crate::error::{ChannelId, Error, ErrorKind, Result};
+use crate::multifd::SyncPlace;
+use crate::stream::{Event, Grammar, Parser};
+use crate::transport::Connection;
+use crate::wire::{Command, RamFlags, SectionKind};
+
+/// A migration that is being sent.
+pub(super) struct Sending<'s, 'a> {
+    pub(super) source: &'a Source,
+    pub(super) scope: &'s Scope<'s, 'a>,
+    pub(super) shared: &'s Shared<'s>,
+    pub(super) pace: &'a Pace,
+    /// The recording of the main channel.
+    pub(super) tap: Option<ChannelTap>,
+    pub(super) connection: Connection,
+    pub(super) connect: &'a mut dyn FnMut(u8) -> Result<Connection>,
+    pub(super) out: Outlet<'s, 'a>,
+    pub(super) return_path: bool,
+    pub(super) parser: Parser,
+    pub(super) filter: Filter,
+}
+
+impl Sending<'_, '_> {
+    pub(super) fn run(&mut self) -> Result<()> {
+        self.source.check()?;
+        let mut template = self.source.template.feed()?;
+        self.header(&mut template)?;
+        self.open_channels()?;
+        self.open_return_path()?;
+        self.setup(&mut template)?;
+        self.rounds()?;
+        self.completion(&mut template)?;
+        self.await_shut()
+    }
+
+    /// File header and configuration.
+    fn header(&mut self, template: &mut Feed<Bytes>) -> Result<()> {
+        self.copy_until(self.source.template.facts().setup, template)
+    }
+
+    /// The main channel was connected first, so that destinations that tell connections apart by their order take it for that.
+    fn open_channels(&mut self) -> Result<()> {
+        let Some(multifd) = self.source.multifd else { return Ok(()) };
+        self.out.main.flush()?;
+        let opening = Opening {
+            multifd,
+            dialect: self.source.dialect,
+            recorder: self.source.recorder.as_ref(),
+            pace: self.pace,
+            connect: &mut *self.connect,
+        };
+        let team = Team::new(self.shared, &self.source.misdeeds);
+        self.out.team.insert(team).open(self.scope, opening)?;
+        match self.source.misdeeds.has(Misconduct::PageBeforeSetup) {
+            true => self.out.page_before_setup(),
+            false => Ok(()),
+        }
+    }
+
+    fn open_return_path(&mut self) -> Result<()> {
+        if !self.return_path {
+            return Ok(());
+        }
+        if !self.connection.is_bidirectional() {
+            let message = format!("{} goes one way and has no return path", self.connection.label());
+            return Err(Error::nowhere(ErrorKind::Misuse, DOING, message));
+        }
+        let lines = Arc::clone(&self.shared.lines);
+        let out = &mut self.out.main;
+        out.replies = Some(Replies::listen(&self.connection, self.tap.clone(), Dialect::ANY, lines)?);
+        out.emit(&Event::Command(Command::OpenReturnPath))?;
+        out.emit(&Event::Command(Command::Ping(replies::PING)))?;
+        // As a stock source does with every command: the destination can answer while we are busy with pages.
+        out.flush()
+    }
+
+    /// START sections, with the block list, and whatever else comes before the first pages.
+    fn setup(&mut self, template: &mut Feed<Bytes>) -> Result<()> {
+        self.copy_until(self.source.template.facts().rounds, template)
+    }
+
+    /// All pages in one PART, so many times.
+    fn rounds(&mut self) -> Result<()> {
+        let facts = self.source.template.facts();
+        if facts.ram.is_none() {
+            return Ok(());
+        }
+        for round in 1..=self.source.rounds {
+            let main = &mut self.out.main;
+            main.round = round;
+            // Without deltas to send, all rounds send the same.
+            main.rounds_left = if main.cache.is_some() { self.source.rounds - round } else { 0 };
+            self.out.begin_part()?;
+            self.kept_pages()?;
+            for (index, (block, content)) in facts.blocks.iter().zip(&self.source.contents).enumerate() {
+                let block = Whole { index, length: block.used_length, page_size: facts.page_size };
+                content.send(&block, &mut self.out)?;
+            }
+            self.out.end_part()?;
+        }
+        Ok(())
+    }
+
+    /// SWITCHOVER_START, END, FULLs, EOF and description.
+    fn completion(&mut self, template: &mut Feed<Bytes>) -> Result<()> {
+        self.copy_until(u64::MAX, template)?;
+        self.out.main.flush()?;
+        // What a channel has not written yet may be what the destination is waiting for.
+        self.out.team.as_mut().map_or(Ok(()), Team::settle)
+    }
+
+    /// Without return path there is nobody to wait for.
+    fn await_shut(&mut self) -> Result<()> {
+        if self.return_path {
+            self.out.main.await_shut()?;
+        }
+        self.out.main.close()
+    }
+
+    /// Sends the template up to `offset`, except for its pages and the commands that are ours to decide.
+    fn copy_until(&mut self, offset: u64, template: &mut Feed<Bytes>) -> Result<()> {
+        let Self { out, parser, filter, .. } = self;
+        if parser.offset() >= offset {
+            return Ok(());
+        }
+        template.run(parser, |located, parser| {
+            filter.take(&located.event, parser.grammar(), out)?;
+            Ok(if located.range.end == offset { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+        })
+    }
+
+    /// The template's pages of blocks that keep theirs, in the order of the template, so that deltas find what they refer to.
+    fn kept_pages(&mut self) -> Result<()> {
+        let facts = self.source.template.facts();
+        let contents = &self.source.contents;
+        let is_kept = |index: usize| matches!(contents.get(index), Some(Content::Kept));
+        if !(0..contents.len()).any(|index| is_kept(index) && facts.pages[index] > 0) {
+            return Ok(());
+        }
+        let out = &mut self.out;
+        self.source.template.feed()?.run(&mut Parser::new(), |located, parser| {
+            match (&located.event, parser.grammar().current_block()) {
+                (Event::Page(page), Some(index)) if is_kept(index) => out.forward(index, page)?,
+                (Event::Eof, _) => return Ok(ControlFlow::Break(())),
+                _ => {}
+            }
+            Ok(ControlFlow::Continue(()))
+        })
+    }
+
+    /// Closes the books.
+    pub(super) fn finish(mut self, outcome: Result<()>) -> Departure {
+        let outcome = outcome.map_err(|error| self.blame(error));
+        let Self { source, shared, out, return_path, .. } = self;
+        let (mut main, team) = (out.main, out.team);
+        let channels = team.map_or_else(Vec::new, Team::end);
+        let memory = std::mem::take(&mut *shared.memory());
+        let replies = main.replies.take();
+        let sum = |count: fn(&ChannelDeparture) -> u64| channels.iter().map(count).sum::<u64>();
+        let mut departure = Departure {
+            machine: source.template.machine().map(str::to_owned),
+            bytes: main.sent,
+            pages: main.page_count + sum(|channel| channel.pages),
+            zero_pages: main.zero_pages + sum(|channel| channel.zero_pages),
+            xbzrle_pages: main.xbzrle_pages,
+            return_path,
+            pong: replies.as_ref().is_some_and(Replies::has_pong),
+            peer_status: replies.as_ref().and_then(Replies::status),
+            channels,
+            elapsed: main.elapsed(),
+            memory,
+            error: None,
+        };
+        departure.error = outcome.and(departure.memory.flush()).err();
+        departure
+    }
+
+    /// What the destination has said is worth more than what has failed here, and the channel that failed first more than
+    /// what came of it.
+    fn blame(&mut self, error: Error) -> Error {
+        let Some(Failure { error: first, is_gone }) = self.shared.failure() else { return error };
+        if error.channel() == ChannelId::ReturnPath {
+            return error;
+        }
+        let said = self.out.main.replies.as_mut().and_then(|replies| match is_gone {
+            true => replies.reason(),
+            false => replies.poll().err(),
+        });
+        said.unwrap_or(first)
+    }
+}
+
+/// Decides what of a template leaves as it is.
+pub(super) struct Filter {
+    dialect: Dialect,
+    /// Kind of the RAM section that this is in.
+    ram: Option<SectionKind>,
+    switched: bool,
+}
+
+impl Filter {
+    pub(super) fn new(dialect: Dialect) -> Self {
+        Self { dialect, ram: None, switched: false }
+    }
+
+    fn take(&mut self, event: &Event<'_>, grammar: &Grammar, out: &mut Outlet<'_, '_>) -> Result<()> {
+        if matches!(event, Event::Section(_) | Event::Command(_) | Event::Eof) {
+            self.ram = None;
+        }
+        // A PART of RAM is left out as a whole.
+        let is_round = self.ram == Some(SectionKind::PART);
+        match event {
+            Event::Section(head)
+                if grammar.current_section().is_some_and(|(_, _, section)| section.is_ram()) =>
+            {
+                self.ram = Some(head.kind);
+                if head.kind == SectionKind::END && self.wants_switchover() == Some(true) && !self.switched {
+                    out.main.emit(&Event::Command(Command::SwitchoverStart))?;
+                }
+                if head.kind == SectionKind::PART { Ok(()) } else { out.main.emit(event) }
+            }
+            Event::Footer(_) if is_round => Ok(()),
+            Event::Page(_) => Ok(()),
+            Event::RamWord(word) => match word.flags(grammar.page_size()).action() {
+                _ if is_round => Ok(()),
+                RamFlags::MULTIFD_FLUSH | RamFlags::HOOK => Ok(()),
+                RamFlags::EOS => self.end_of_ram(out),
+                _ => out.main.emit(event),
+            },
+            Event::Command(Command::OpenReturnPath | Command::Ping(_)) => Ok(()),
+            Event::Command(Command::SwitchoverStart) => {
+                self.switched = true;
+                if self.wants_switchover() == Some(false) { Ok(()) } else { out.main.emit(event) }
+            }
+            _ => out.main.emit(event),
+        }
+    }
+
+    /// The end of START or END.
+    fn end_of_ram(&self, out: &mut Outlet<'_, '_>) -> Result<()> {
+        let places: &[SyncPlace] = match self.ram {
+            Some(SectionKind::START) => &[SyncPlace::Setup],
+            // A last look at RAM finds nothing, and comes round.
+            _ => &[SyncPlace::Round, SyncPlace::Completion],
+        };
+        places.iter().try_for_each(|place| out.synchronise(*place))?;
+        out.end_of_ram()
+    }
+
+    /// Whether SWITCHOVER_START belongs into the stream; `None`: as the template has it.
+    fn wants_switchover(&self) -> Option<bool> {
+        (self.dialect != Dialect::ANY).then(|| self.dialect.has(Difference::SwitchoverStart))
+    }
+}
