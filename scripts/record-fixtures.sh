@@ -4,12 +4,18 @@
 #
 #   record-fixtures.sh [--qemu-dir DIR] [--out DIR] [--set NAME] [--only STORY]
 #                      [RELEASE...]
-#   record-fixtures.sh --check [--out DIR]     compares size and SHA-256 of the
+#   record-fixtures.sh --vfio DIR [--migwire PATH] [--out DIR] [--only STORY]
+#                      cuts captures of VFIO migrations, which take hardware or a
+#                      good imitation of it, down to what is about devices
+#   record-fixtures.sh --check [--set NAME] [--out DIR]     compares size and SHA-256 of the
 #                      streams with recorded.json beside them; needs no QEMU
 #
 #   --set fixtures   (default) the small streams that tests read:
 #                    DIR/qemu-RELEASE/STORY.bin, --out default fixtures/streams;
 #                    rewrites the table in DIR/../README.md where there is one
+#   --set multifd    migrations over a socket with multifd, a directory each and in
+#                    it a file a connection: DIR/qemu-RELEASE/STORY/connNN.src-to-dst.bin,
+#                    --out default fixtures/multifd
 #   --set streams    larger, more realistic ones, for work on the bench and not
 #                    for the repository: DIR/RELEASE-STORY.bin; --out is needed
 #
@@ -26,7 +32,7 @@ command -v python3 >/dev/null 2>&1 || {
 }
 program=$(cat <<'PYTHON'
 import argparse, hashlib, json, os, re, shlex, shutil, signal, socket
-import subprocess, sys, tempfile, time
+import subprocess, sys, tempfile, threading, time
 
 REPO = os.path.dirname(os.environ["HERE"])
 RELEASES = ["5.2", "7.2", "10.0", "11.1"]
@@ -213,6 +219,8 @@ class Story:
         self.keep, self.suffix = keep, suffix
 
     def record(self, launcher, target):
+        if os.path.isdir(target):
+            shutil.rmtree(target)
         with tempfile.TemporaryDirectory(prefix="migwire-") as folder:
             args = COMMON + self.args
             if self.prepare:
@@ -233,7 +241,10 @@ class Story:
                 log = vm.log
             os.makedirs(os.path.dirname(target), exist_ok=True)
             shutil.move(path, target)
-            os.chmod(target, 0o644)
+            if os.path.isdir(target):
+                os.chmod(target, 0o755)
+            else:
+                os.chmod(target, 0o644)
             if self.keep:
                 # cp keeps the holes of a sparse file.
                 subprocess.run(["cp", "--sparse=always", os.path.join(folder, self.keep),
@@ -284,6 +295,104 @@ def with_bitmap(vm, path):
     vm.migrate(path)
 
 
+class Listener:
+    """Takes everything that a source sends, a file a connection in order of
+    accept, and never answers."""
+
+    def __init__(self, path, folder):
+        os.mkdir(folder)
+        self.folder, self.threads, self.failure = folder, [], None
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.bind(path)
+        self.socket.listen(300)
+        self.socket.settimeout(MIGRATION)
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self):
+        while True:
+            try:
+                connection, _ = self.socket.accept()
+            except OSError:
+                return
+            name = f"conn{len(self.threads):02}.src-to-dst.bin"
+            thread = threading.Thread(target=self._read, args=(connection, name), daemon=True)
+            self.threads.append(thread)
+            thread.start()
+
+    def _read(self, connection, name):
+        try:
+            connection.settimeout(MIGRATION)
+            with open(os.path.join(self.folder, name), "wb") as file:
+                while data := connection.recv(1 << 16):
+                    file.write(data)
+        except OSError as error:
+            self.failure = f"{name}: {error}"
+
+    def finish(self):
+        for thread in self.threads:
+            thread.join(ANSWER)
+            if thread.is_alive():
+                raise Failed("a connection is not closed")
+        self.socket.close()
+        if self.failure:
+            raise Failed(self.failure)
+
+
+def over_channels(vm, path):
+    listener = Listener(os.path.join(vm.folder, "socket"), path)
+    vm.migrate(path, f"unix:{vm.folder}/socket")
+    listener.finish()
+    return path
+
+
+def patterned(folder, _launcher):
+    """RAM of 4 MiB, all zero but for 4 pages; tests make the same pages. Those with an
+    even number have a few words over and over, the others bytes that look random."""
+    with open(os.path.join(folder, "ram.img"), "wb") as image:
+        image.truncate(4 << 20)
+        for number in (5, 260, 514, 769):
+            image.seek(4096 * number)
+            image.write(page(number))
+    return []
+
+
+def many(folder, launcher):
+    """The same, and 200 more pages that compress well, for more than one packet."""
+    patterned(folder, launcher)
+    with open(os.path.join(folder, "ram.img"), "r+b") as image:
+        for number in range(300, 700, 2):
+            image.seek(4096 * number)
+            image.write(page(number))
+    return []
+
+
+def tiny_bios(folder, _launcher):
+    """Firmware that is none: two pages of 16 have something. The CPU never runs."""
+    with open(os.path.join(folder, "bios.bin"), "wb") as image:
+        image.truncate(64 << 10)
+        for number in (4, 14):
+            image.seek(4096 * number)
+            image.write(page(number))
+    with open(os.path.join(folder, "ram.img"), "wb") as image:
+        image.truncate(1 << 20)
+        for number in (6, 33, 130):
+            image.seek(4096 * number)
+            image.write(page(number))
+    return []
+
+
+def page(number):
+    if number % 2 == 0:
+        return b"page%4d" % number * 512
+    state, words = number * 0x9e3779b97f4a7c15 & (1 << 64) - 1, []
+    for _ in range(512):
+        state ^= state << 13 & (1 << 64) - 1
+        state ^= state >> 7
+        state ^= state << 17 & (1 << 64) - 1
+        words.append(state.to_bytes(8, "little"))
+    return b"".join(words)
+
+
 def has_xbzrle(state):
     return state.get("xbzrle-cache", {}).get("pages", 0) > 0
 
@@ -331,6 +440,36 @@ FIXTURES = [
           capabilities=["xbzrle"], releases=["7.2", "11.1"], prepare=boot, passes=1,
           parameters={"max_bandwidth": 1 << 20, "downtime_limit": 1}, iterations=1,
           after=CONVERGE, proof=has_xbzrle),
+]
+
+PATTERNED = ["-object", "memory-backend-file,id=ram0,mem-path=ram.img,size=4M",
+             "-machine", "none,memory-backend=ram0"]
+
+
+def multifd(name, parameters=None, releases=RELEASES, args=(), machine=PATTERNED,
+            prepare=patterned):
+    """A migration over a main channel and two others."""
+    return Story(name, machine + list(args), capabilities=["multifd"], releases=releases,
+                 prepare=prepare, make=over_channels, suffix="",
+                 # Slow enough for more than one PART, so that there is more than one packet.
+                 parameters={"multifd_channels": 2, "max_bandwidth": 160 << 10} | (parameters or {}))
+
+
+MULTIFD = [
+    multifd("none"),
+    # Several blocks, so that there are packets with different names on a channel.
+    multifd("isapc", releases=["5.2", "7.2"], prepare=tiny_bios, machine=[
+        "-object", "memory-backend-file,id=ram0,mem-path=ram.img,size=1M",
+        "-M", "isapc,memory-backend=ram0", "-m", "1M", "-S", "-bios", "bios.bin"] + CLOCK),
+    multifd("zlib", {"multifd_compression": "zlib"}, prepare=many),
+    # Debian's 5.2 was built without it.
+    multifd("zstd", {"multifd_compression": "zstd"}, releases=["7.2", "10.0", "11.1"]),
+    # What machine types up to 8.0 and 8.2 turn on.
+    multifd("per-section", releases=["11.1"], args=[
+        "-global", "migration.multifd-flush-after-each-section=on",
+        "-global", "migration.zero-page-detection=legacy"]),
+    multifd("three-channels", {"multifd_channels": 3}, releases=["11.1"],
+            args=["-uuid", "6d696777-6972-4500-8000-000000000001"]),
 ]
 
 STREAMS = [
@@ -383,21 +522,26 @@ def main():
     options.add_argument("--qemu-dir", default=os.environ.get(
         "MIGWIRE_QEMU_DIR", os.path.join(REPO, "target/qemu")))
     options.add_argument("--out")
-    options.add_argument("--set", choices=["fixtures", "streams"], default="fixtures")
+    options.add_argument("--set", choices=["fixtures", "multifd", "streams"], default="fixtures")
     options.add_argument("--only", action="append")
     options.add_argument("--check", action="store_true")
+    options.add_argument("--vfio")
+    options.add_argument("--migwire", default=os.path.join(REPO, "target/release/migwire"))
     options.add_argument("release", nargs="*", metavar="RELEASE")
     given = options.parse_args()
     for release in given.release:
         if release not in RELEASES:
             options.error(f"unknown release {release}; there are: {' '.join(RELEASES)}")
-    fixtures = given.set == "fixtures"
-    out = given.out or (os.path.join(REPO, "fixtures/streams") if fixtures else None)
+    fixtures = given.set != "streams"
+    place = {"fixtures": "fixtures/streams", "multifd": "fixtures/multifd"}.get(given.set)
+    out = given.out or (os.path.join(REPO, place) if place else None)
     if out is None:
         options.error("--set streams needs --out")
     if given.check:
         return check(out)
-    stories = [story for story in (FIXTURES if fixtures else STREAMS)
+    if given.vfio:
+        return cut_vfio(given, given.out or os.path.join(REPO, "fixtures/multifd/vfio"))
+    stories = [story for story in {"fixtures": FIXTURES, "multifd": MULTIFD, "streams": STREAMS}[given.set]
                if not given.only or story.name in given.only]
     if not stories:
         options.error(f"no such story: {given.only}")
@@ -423,11 +567,57 @@ def main():
                 print(f"FAILED {name}: {error}")
                 exit_code = exit_code or 1
                 continue
-            print(f"{name}: {os.path.getsize(target)} bytes")
-            note(out, name, version, args, log, target)
+            files = sorted(os.listdir(target)) if os.path.isdir(target) else [None]
+            for file in files:
+                path = os.path.join(target, file) if file else target
+                print(f"{os.path.relpath(path, out)}: {os.path.getsize(path)} bytes")
+                note(out, os.path.relpath(path, out), version, args, log, path)
     if fixtures:
-        write_table(out)
+        write_table(out, given.set)
     return exit_code
+
+
+def cut_vfio(given, out):
+    """Leaves out the pages, the sections of other devices and the description:
+    every record that remains is as it was recorded."""
+    for story in sorted(os.listdir(given.vfio)):
+        source = os.path.join(given.vfio, story)
+        if not os.path.exists(os.path.join(source, "conn00.src-to-dst.bin")) or (
+                given.only and story not in given.only):
+            continue
+        for name in sorted(os.listdir(source)):
+            path = os.path.join(source, name)
+            if not re.fullmatch(r"conn\d+\.[a-z-]+\.bin", name) or not os.path.getsize(path):
+                continue
+            with open(path, "rb") as file:
+                data = file.read()
+            if name.endswith("src-to-dst.bin"):
+                rows = json.loads(subprocess.run(
+                    [given.migwire, "dump", "--json", path], capture_output=True, timeout=60,
+                    check=True).stdout)["channels"][0]["rows"]
+                data = b"".join(data[row["offset"]:][:row["bytes"]] for row in kept(rows))
+            os.makedirs(os.path.join(out, story), exist_ok=True)
+            with open(os.path.join(out, story, name), "wb") as file:
+                file.write(data)
+            print(f"{story}/{name}: {len(data)} bytes")
+    return 0
+
+
+def kept(rows):
+    """The rows of a dump that stay."""
+    dropping = False
+    for row in rows:
+        what = row["what"]
+        if re.match(r"(START|PART|END|FULL) of section|\d+ times ", what):
+            dropping = '"ram"' not in what and '/vfio"' not in what
+        elif what.startswith(("VM description", "text of the VM")):
+            dropping = True
+        elif row["depth"] == 0 and re.match(r"packet \d+,", what):
+            dropping = " of \"" in what
+        elif row["depth"] == 0:
+            dropping = False
+        if not dropping:
+            yield row
 
 
 def note(out, name, version, args, log, target):
@@ -454,6 +644,8 @@ def check(out):
         recorded = json.load(text)
     there = {os.path.relpath(os.path.join(folder, name), out)
              for folder, _, names in os.walk(out) for name in names} - {"recorded.json"}
+    # What was not recorded here says itself where it comes from.
+    there = {name for name in there if not name.startswith("vfio/")}
     wrong = [f"{name}: not in recorded.json" for name in sorted(there - set(recorded))]
     for name, entry in sorted(recorded.items()):
         if name not in there:
@@ -468,10 +660,11 @@ def check(out):
     return 1 if wrong or not recorded else 0
 
 
-def write_table(out):
+def write_table(out, which):
     """Puts the list of the streams into the README above their folder."""
     readme = os.path.join(out, "..", "README.md")
-    begin, end = "<!-- recorded: begin -->\n", "<!-- recorded: end -->\n"
+    mark = "recorded" if which == "fixtures" else which
+    begin, end = f"<!-- {mark}: begin -->\n", f"<!-- {mark}: end -->\n"
     if not os.path.exists(readme) or not os.path.exists(os.path.join(out, "recorded.json")):
         return
     with open(readme) as text:
@@ -488,7 +681,7 @@ def write_table(out):
             f"`{step['execute']}`" + (f" `{json.dumps(step['arguments'])}`"
                                       if "arguments" in step else "")
             for step in entry["qmp"])
-        lines.append(f"| `streams/{name}` | {entry['size']} | `{entry['sha256']}` | "
+        lines.append(f"| `{os.path.basename(out)}/{name}` | {entry['size']} | `{entry['sha256']}` | "
                      f"{entry['version']} | `{entry['command']}` — {steps} |\n")
     with open(readme, "w") as text:
         text.write(before + begin + "".join(lines) + end + after)

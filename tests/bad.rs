@@ -328,3 +328,157 @@ fn descriptions() {
     }
     snapshot("bad-descriptions", &texts);
 }
+
+/// Multifd packets that a destination refuses, and some that look wrong and are taken: what is done to a channel of zlib, and what comes
+/// of it. The main channel has a block `ram` of eight pages; the packet in question stands behind a hello and a SYNC, at 0x580.
+#[cfg(all(feature = "container", feature = "json"))]
+#[test]
+fn multifd_packets() {
+    use migwire::ErrorKind::{Malformed, OutOfOrder, TooLarge, Truncated};
+
+    const AT: u64 = 64 + 1344;
+    let set = |at: usize, value: u32| {
+        move |bytes: &mut Vec<u8>| bytes[AT as usize + at..][..4].copy_from_slice(&value.to_be_bytes())
+    };
+    let both = |first: fn(&mut Vec<u8>), second: fn(&mut Vec<u8>)| {
+        move |bytes: &mut Vec<u8>| {
+            first(bytes);
+            second(bytes);
+        }
+    };
+    let no_pages: fn(&mut Vec<u8>) = |bytes| {
+        let payload = AT as usize + 1344..bytes.len() - 1344;
+        bytes.drain(payload);
+        bytes[AT as usize + 16..][..4].fill(0);
+    };
+    let refused = multifd::refused;
+    // What the packet says of itself.
+    assert_eq!(refused(&|_| ()), None);
+    assert_eq!(refused(&set(0, 0x1122_3345)), Some((Malformed, AT)), "bad magic");
+    assert_eq!(refused(&set(4, 2)), Some((Malformed, AT + 4)), "bad version");
+    assert_eq!(refused(&set(12, 129)), Some((Malformed, AT + 12)), "pages_alloc of more than fit");
+    assert_eq!(refused(&set(12, 12_801)), Some((Malformed, AT + 12)), "pages_alloc of far more than fit");
+    assert_eq!(refused(&set(12, 1)), Some((Malformed, AT + 16)), "more pages than pages_alloc");
+    assert_eq!(refused(&set(32, 127)), Some((Malformed, AT + 16)), "pages and zero pages of more than fit");
+    assert_eq!(refused(&set(20, (1 << 20) + 1)), Some((TooLarge, AT + 20)), "a payload of more than 1 MiB");
+    assert_eq!(refused(&set(8, 4)), Some((Malformed, AT + 1344)), "another method: these are no zstd bytes");
+    assert_eq!(refused(&set(8, 6)), Some((Malformed, AT + 8)), "two methods at once");
+    let size: fn(&mut Vec<u8>) = |bytes| bytes[AT as usize + 20..][..4].copy_from_slice(&7u32.to_be_bytes());
+    let zero: fn(&mut Vec<u8>) = |bytes| bytes[AT as usize + 35] = 1;
+    let zero_only = |bytes: &mut Vec<u8>| {
+        no_pages(bytes);
+        zero(bytes);
+    };
+    assert_eq!(refused(&zero_only), Some((Malformed, AT + 20)), "a payload for zero pages only");
+    // Where its pages are.
+    assert_eq!(refused(&set(64, 0x7261_6e00)), Some((Malformed, AT + 64)), "an unknown block");
+    assert_eq!(refused(&set(324, 0x8000)), Some((Malformed, AT + 320)), "an offset past the block");
+    assert_eq!(refused(&set(320, 1)), Some((Malformed, AT + 320)), "an offset far past the block");
+    let far_zero = |bytes: &mut Vec<u8>| {
+        zero(bytes);
+        bytes[AT as usize + 336] = 1;
+    };
+    assert_eq!(refused(&far_zero), Some((Malformed, AT + 336)), "a zero page past the block");
+    // What its payload is.
+    assert_eq!(refused(&set(1344, 0)), Some((Malformed, AT + 1344 + 2)), "no zlib: its header has two bytes");
+    let cut = |bytes: &mut Vec<u8>| bytes.truncate(AT as usize + 1344 + 5);
+    assert_eq!(refused(&cut), Some((Truncated, AT + 1344 + 5)), "a payload that is cut");
+    assert_eq!(
+        refused(&|b| b.truncate(AT as usize + 700)),
+        Some((Truncated, AT + 700)),
+        "a packet that is cut"
+    );
+    assert_eq!(refused(&|b| b.truncate(AT as usize + 12)), Some((Truncated, AT + 12)), "cut behind its head");
+    // When it comes.
+    assert_eq!(refused(&|b| b.truncate(AT as usize)), Some((OutOfOrder, AT)), "no second SYNC");
+    let early = |bytes: &mut Vec<u8>| {
+        let sync: Vec<u8> = bytes.drain(64..AT as usize).collect();
+        let behind = bytes.len() - 1344;
+        bytes.splice(behind..behind, sync);
+    };
+    assert_eq!(refused(&early), Some((OutOfOrder, 64)), "pages in front of the first SYNC");
+
+    // What every release takes.
+    assert_eq!(refused(&both(no_pages, |_| ())), None, "empty, with a size that is left over");
+    let unknown_block = both(no_pages, |bytes| bytes[AT as usize + 64] = b'x');
+    assert_eq!(refused(&unknown_block), None, "an unknown block without pages");
+    assert_eq!(
+        refused(&both(no_pages, |bytes| bytes[AT as usize + 11] = 4)),
+        None,
+        "another method without pages"
+    );
+    assert_eq!(refused(&both(no_pages, size)), None, "any size without pages");
+    assert_eq!(refused(&set(8, 2 | 0x80 | 0x8000_0000)), None, "unknown flags");
+    assert_eq!(refused(&set(24, 0xffff_ffff)), None, "any number");
+    assert_eq!(refused(&set(36, 0xffff_ffff)), None, "unused words");
+    assert_eq!(refused(&set(324, 0x1001)), None, "an offset that is not aligned");
+    assert_eq!(refused(&set(332, 0)), None, "an offset twice");
+    let with_sync = |bytes: &mut Vec<u8>| {
+        bytes[AT as usize + 11] |= 1;
+        bytes.truncate(bytes.len() - 1344);
+    };
+    assert_eq!(refused(&with_sync), None, "SYNC together with pages");
+}
+
+/// A migration of two files with one packet of pages.
+#[cfg(all(feature = "container", feature = "json"))]
+mod multifd {
+    use std::fs;
+
+    use migwire::container;
+    use migwire::dialect::Dialect;
+    use migwire::multifd::{Framer, codec};
+    use migwire::report::{Reading, prove_all};
+    use migwire::wire::{Method, MultifdHello, RamBlock, RamFlags, SectionKind, Wire as _};
+    use migwire::{ChannelId, Error, ErrorKind};
+
+    use crate::common::small::{RAM, Small};
+
+    /// Kind and offset of the first fault when `change` is done to the channel; every fault must be of it.
+    pub(crate) fn refused(change: &dyn Fn(&mut Vec<u8>)) -> Option<(ErrorKind, u64)> {
+        let flush = |small: Small| small.word(0, RamFlags::MULTIFD_FLUSH).eos().footer(RAM);
+        let main = Small::begin().named(SectionKind::START, RAM, "ram", 4);
+        let main = main.list(0x8000, &[RamBlock::new("ram".into(), 0x8000)]);
+        let main = flush(flush(main).again(SectionKind::END, RAM)).eof();
+        let mut channel = channel();
+        change(&mut channel);
+        let directory = tempfile::tempdir().expect("a directory can be made");
+        for (name, bytes) in [("conn00", &main.0), ("conn01", &channel)] {
+            let path = directory.path().join(name).with_extension("src-to-dst.bin");
+            fs::write(path, bytes).expect("a file can be written");
+        }
+        let mut contents = container::open(directory.path(), false).expect("it is a migration");
+        let mut faults: Vec<Error> = Vec::new();
+        let whole =
+            prove_all(&mut contents.parts, &Reading::default(), |_, found| faults.extend(found.error));
+        faults.extend(whole.expect("there is a multifd channel").faults);
+        for fault in &faults {
+            assert_eq!(fault.channel(), ChannelId::Multifd(0), "{fault}");
+        }
+        faults.first().map(|fault| (fault.kind(), fault.offset().expect("it has a place")))
+    }
+
+    /// Hello, SYNC, a packet with two pages and its payload, SYNC.
+    fn channel() -> Vec<u8> {
+        let mut framer = Framer::new(Dialect::ANY, 4096);
+        let mut bytes = Vec::new();
+        MultifdHello::new(0, [0; 16]).emit(&mut bytes);
+        bytes.extend_from_slice(framer.sync(0));
+        let mut payload = Vec::new();
+        let pages: Vec<u8> = (0..8192u32).map(|i| (i / 4096) as u8 + 1).collect();
+        let encoded =
+            codec::open(Method::ZLIB, Some(1)).and_then(|mut codec| codec.encode(&pages, 4096, &mut payload));
+        encoded.expect("zlib is there");
+        bytes.extend_from_slice(framer.pages(
+            b"ram",
+            &[0, 0x3000],
+            &[],
+            Method::ZLIB,
+            payload.len() as u32,
+            1,
+        ));
+        bytes.extend_from_slice(&payload);
+        bytes.extend_from_slice(framer.sync(2));
+        bytes
+    }
+}

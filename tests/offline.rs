@@ -215,14 +215,14 @@ fn a_description_that_is_wrong_is_noted() {
 fn a_recording_has_both_directions_and_what_cannot_be_read_is_said() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("x.pcapng");
-    let record = |multifd: bool| {
+    let record = |more: bool| {
         let recorder = Recorder::create(&path, RecorderOptions::default()).unwrap();
         let main = recorder.channel("main");
-        let other = multifd.then(|| recorder.channel("multifd-0"));
+        let other = more.then(|| recorder.channel("preempt"));
         for piece in fs::read(fixture("qemu-10.0/none-16m.bin")).unwrap().chunks(1000) {
             main.record(Direction::ToDestination, piece).unwrap();
             if let Some(other) = &other {
-                other.record(Direction::ToDestination, &[0x11, 0x22, 0x33, 0x44]).unwrap();
+                other.record(Direction::ToDestination, &[0, 0, 0, 0x08]).unwrap();
             }
         }
         main.record(Direction::ToSource, b"\0\x02\0\x04\0\0\0\x01\0\x07\0\0\0\x01\0\x04\0\0\0\0").unwrap();
@@ -242,7 +242,7 @@ return path: 20 bytes, 3 messages: byte-identical
     insta::assert_snapshot!(out(&output), @r#"
 main channel: 37987 bytes, 5 sections, 4096 pages: byte-identical
 return path: 20 bytes, 3 messages: byte-identical
-multifd channel 0: unsupported: multifd channel
+preempt channel: unsupported: preempt channel
 "#);
     assert_eq!(code(&output), 1);
 

@@ -39,9 +39,15 @@ pub fn prove_all(
 pub fn prove(part: &mut Part, reading: &Reading) -> Verification {
     let outcome = match part.channel {
         ChannelId::Main => described(part, reading),
-        ChannelId::ReturnPath => reading
-            .return_path(part)
-            .map(|(mut feed, mut parser)| verify::channel(&mut feed, &mut parser, |_, _| {})),
+        ChannelId::ReturnPath => reading.return_path(part).map(|(mut feed, mut parser)| {
+            let mut found = verify::channel(&mut feed, &mut parser, |_, _| {});
+            if let Some(status) = parser.shut().filter(|status| *status != 0) {
+                found.notes.push(format!(
+                    "the destination ended with status {status}: it could not load what is here"
+                ));
+            }
+            found
+        }),
         ChannelId::Multifd(_) => multifd(part, reading),
         other => Err(unsupported(other)),
     };

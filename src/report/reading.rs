@@ -130,7 +130,6 @@ impl Reading {
 #[must_use]
 pub(super) fn unsupported(channel: ChannelId) -> Error {
     let kind = match channel {
-        ChannelId::Multifd(_) => "multifd channel",
         ChannelId::Preempt => "preempt channel",
         _ => "connection of unknown kind",
     };

@@ -195,15 +195,17 @@ pub(super) fn method(method: Method) -> String {
     codec::name(method).map_or_else(|| format!("method {:#x}", method.0), str::to_owned)
 }
 
-/// Offsets of pages, those in a row as one.
+/// Offsets of pages from the lowest on, those in a row as one. Which order they have is in the bytes.
 fn ranges(offsets: &[u64], page_size: u64) -> String {
     /// Longer lists help nobody; JSON has no more either.
     const MOST: usize = 12;
     let mut runs: Vec<(u64, u64)> = Vec::new();
+    let mut offsets = offsets.to_vec();
+    offsets.sort_unstable();
     for offset in offsets {
         match runs.last_mut() {
-            Some((_, end)) if end == offset => *end = offset.wrapping_add(page_size),
-            _ => runs.push((*offset, offset.wrapping_add(page_size))),
+            Some((_, end)) if *end == offset => *end = offset.wrapping_add(page_size),
+            _ => runs.push((offset, offset.wrapping_add(page_size))),
         }
     }
     let shown = runs.iter().take(MOST).map(|(first, end)| match end.wrapping_sub(*first) == page_size {
@@ -278,7 +280,7 @@ mod tests {
 
     #[test]
     fn offsets_in_a_row_are_one() {
-        assert_eq!(ranges(&[0, 4096, 8192, 0x5000, 0x4000], 4096), "0x0..0x3000, 0x5000, 0x4000");
+        assert_eq!(ranges(&[0, 4096, 8192, 0x5000, 0x4000], 4096), "0x0..0x3000, 0x4000..0x6000");
         let apart: Vec<u64> = (0..20).map(|n| n * 8192).collect();
         assert!(ranges(&apart, 4096).ends_with("0x16000 and 8 more"), "{}", ranges(&apart, 4096));
         assert_eq!(ranges(&[!0xfff], 4096), "0xfffffffffffff000");

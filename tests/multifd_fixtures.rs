@@ -1,0 +1,632 @@
+//! What stock QEMU builds wrote on multifd channels: read, given back, made again from what it says, put together.
+
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, helpers included")]
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use common::place;
+use common::reading::{Reading as Read, bytewise, read, two, whole};
+use migwire::capture::{Direction, Recorder, RecorderOptions};
+use migwire::channel::{ChannelParser as _, Step, Tail};
+use migwire::container::{self, Contents};
+use migwire::dialect::Dialect;
+use migwire::multifd::{Framer, Packet, PacketParser, SyncMode};
+use migwire::report::packets::PacketCounts;
+use migwire::report::verify::Verification;
+use migwire::report::{Reading, Whole, dump, prove_all};
+use migwire::stream::Mode;
+use migwire::wire::{MultifdFlags, MultifdHello, PaddedName, Wire as _};
+use migwire::{ChannelId, ErrorKind};
+use serde_json::Value;
+
+const PAGE: u64 = 4096;
+
+/// A migration of the fixtures.
+struct Story {
+    /// `qemu-10.0/zlib`.
+    name: String,
+    path: PathBuf,
+}
+
+impl Story {
+    fn all() -> Vec<Self> {
+        let root = place("fixtures/multifd");
+        let mut found = Vec::new();
+        for producer in fs::read_dir(&root).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()) {
+            for path in fs::read_dir(producer).unwrap().map(|e| e.unwrap().path()) {
+                let name = path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
+                found.push(Self { name, path });
+            }
+        }
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        assert!(found.len() >= 19, "only {} fixtures", found.len());
+        found
+    }
+
+    /// Those that a stock build was asked for over a socket.
+    fn recorded() -> Vec<Self> {
+        Self::all().into_iter().filter(|story| story.release().is_some()).collect()
+    }
+
+    fn named(name: &str) -> Self {
+        Self::all().into_iter().find(|story| story.name == name).unwrap()
+    }
+
+    fn release(&self) -> Option<&str> {
+        self.name.strip_prefix("qemu-").map(|rest| rest.split_once('/').unwrap().0)
+    }
+
+    fn kind(&self) -> &str {
+        self.name.split_once('/').unwrap().1
+    }
+
+    /// Whose packets these are.
+    fn dialect(&self) -> Dialect {
+        match (self.release(), self.kind()) {
+            (Some(release), "per-section") => format!("{release}-on-8.0").parse().unwrap(),
+            (Some(release), _) => release.parse().unwrap(),
+            (None, kind) if kind.contains("-11to") => "11.1".parse().unwrap(),
+            (None, _) => "10.0".parse().unwrap(),
+        }
+    }
+
+    fn open(&self) -> Contents {
+        container::open(&self.path, false).unwrap()
+    }
+
+    /// Bytes of the multifd channels.
+    fn channels(&self) -> Vec<(String, Vec<u8>)> {
+        let mut found = Vec::new();
+        for (name, path) in common::files(&self.path, "bin") {
+            let bytes = fs::read(path).unwrap();
+            if bytes.starts_with(b"\x11\x22\x33\x44") {
+                found.push((format!("{}/{name}", self.name), bytes));
+            }
+        }
+        assert!(found.len() >= 2, "{}", self.name);
+        found
+    }
+
+    fn prove(&self) -> (BTreeMap<ChannelId, Verification>, Whole) {
+        prove(self.open())
+    }
+}
+
+fn prove(mut contents: Contents) -> (BTreeMap<ChannelId, Verification>, Whole) {
+    let mut channels = BTreeMap::new();
+    let whole = prove_all(&mut contents.parts, &Reading::default(), |part, found| {
+        assert!(channels.insert(part.channel, found).is_none(), "{}", part.channel);
+    });
+    (channels, whole.unwrap())
+}
+
+fn all_channels() -> Vec<(String, Vec<u8>)> {
+    Story::all().iter().flat_map(Story::channels).collect()
+}
+
+fn strict(bytes: &[u8]) -> Read {
+    read(&mut PacketParser::default(), bytes, whole)
+}
+
+#[test]
+fn every_channel_is_proven_and_all_of_them_fit_together() {
+    for story in Story::all() {
+        let (channels, whole) = story.prove();
+        for (channel, found) in &channels {
+            assert!(found.is_identical(), "{} {channel}: {found:?}", story.name);
+        }
+        assert!(whole.is_consistent(), "{}: {:?}", story.name, whole.faults);
+        assert_eq!((whole.unmatched, &whole.notes[..]), (0, &[][..]), "{}", story.name);
+        let per_section = matches!(story.release(), Some("5.2" | "7.2")) || story.kind() == "per-section";
+        let mode = if per_section { SyncMode::PerSection } else { SyncMode::PerRound };
+        assert_eq!(whole.sync, Some(mode), "{}", story.name);
+        assert!(whole.synchronisations >= 3, "{}", story.name);
+        let multifd: Vec<&PacketCounts> = channels.values().filter_map(|c| c.packets.as_ref()).collect();
+        assert!(multifd.iter().all(|c| c.syncs == whole.synchronisations), "{}", story.name);
+        let compression = whole.compression.and_then(migwire::multifd::codec::name);
+        match story.kind() {
+            "zlib" | "zstd" => assert_eq!(compression, Some(story.kind()), "{}", story.name),
+            _ if story.release().is_some() => assert_eq!(compression, Some("none"), "{}", story.name),
+            _ => assert_eq!(compression, None, "{}", story.name),
+        }
+        let pages: u64 = channels.values().map(|found| found.pages).sum();
+        match story.kind() {
+            "isapc" => assert_eq!(whole.counts.pages, 5),
+            _ if story.release().is_some() => assert_eq!(pages, (4 << 20) / PAGE, "{}", story.name),
+            _ => assert_eq!(pages, 0),
+        }
+    }
+}
+
+/// The pages that `scripts/record-fixtures.sh` puts into the guest's memory.
+fn page(number: u64) -> Vec<u8> {
+    if number.is_multiple_of(2) {
+        return format!("page{number:4}").repeat(512).into_bytes();
+    }
+    let mut state = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut bytes = Vec::new();
+    for _ in 0..512 {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes
+}
+
+#[test]
+fn what_is_decoded_is_what_the_guest_had() {
+    for story in Story::recorded() {
+        let directory = tempfile::tempdir().unwrap();
+        let out = directory.path().join("ram");
+        let output = migwire(&["inspect", "--ram-out", out.to_str().unwrap(), story.path.to_str().unwrap()]);
+        assert_eq!(code(&output), 0, "{}: {}", story.name, err(&output));
+        let mut numbers = vec![5, 260, 514, 769];
+        let mut size = 4 << 20;
+        match story.kind() {
+            "zlib" => numbers.extend((300..700).step_by(2)),
+            "isapc" => (numbers, size) = (vec![6, 33, 130], 1 << 20),
+            _ => {}
+        }
+        let mut expected = vec![0; size];
+        for number in numbers {
+            expected[(PAGE * number) as usize..][..PAGE as usize].copy_from_slice(&page(number));
+        }
+        assert!(fs::read(out.join("ram0.ram")).unwrap() == expected, "{}", story.name);
+        if story.kind() == "isapc" {
+            let bios = fs::read(out.join("pc.bios.ram")).unwrap();
+            assert!(bios[4 * 4096..][..4096] == page(4) && bios[14 * 4096..][..4096] == page(14));
+        }
+    }
+}
+
+/// The rules of unused fields, held against stock bytes: every packet is made again from what it means.
+#[test]
+fn every_packet_is_made_again_by_a_framer_of_its_release() {
+    let mut kinds: BTreeMap<(String, &str), usize> = BTreeMap::new();
+    for story in Story::all() {
+        let release = story.release().unwrap_or("vfio").to_owned();
+        for (name, bytes) in story.channels() {
+            let mut framer = Framer::new(story.dialect(), PAGE);
+            let mut parser = PacketParser::with(Mode::Strict, story.dialect(), PAGE);
+            let mut start = 0;
+            while let Step::Event(located) = parser.step(&bytes[start..], Tail::Closed).unwrap() {
+                start += located.raw.len();
+                let batch = parser.batch();
+                let mut kind = |kind| *kinds.entry((release.clone(), kind)).or_default() += 1;
+                let made = match &located.event {
+                    Packet::Hello(hello) => {
+                        let mut made = Vec::new();
+                        MultifdHello::new(hello.id, hello.uuid).emit(&mut made);
+                        made
+                    }
+                    Packet::Ram(packet) => {
+                        let has_sync = packet.head.flags.contains(MultifdFlags::SYNC);
+                        let (block, number) = (batch.name().0, packet.packet_num);
+                        let (normal, zero) = (batch.normal(), batch.zero());
+                        let size = batch.payload_len() as u32;
+                        match (normal.len() + zero.len(), has_sync) {
+                            (0, true) => {
+                                kind("sync");
+                                framer.sync(number)
+                            }
+                            (0, false) => {
+                                kind("empty");
+                                framer.empty(number)
+                            }
+                            (_, true) => {
+                                kind("pages and sync");
+                                framer.pages_with_sync(block, normal, batch.method(), size, number)
+                            }
+                            (_, false) => {
+                                kind(if normal.is_empty() { "zero" } else { "pages" });
+                                framer.pages(block, normal, zero, batch.method(), size, number)
+                            }
+                        }
+                        .to_vec()
+                    }
+                    Packet::Device(packet) => {
+                        kind("device");
+                        let name = packet.idstr.name().0;
+                        Framer::device(name, packet.instance_id, packet.payload_size).to_vec()
+                    }
+                    Packet::Payload(_) | Packet::DeviceData(_) => continue,
+                };
+                assert!(made == located.raw, "{name} at {:#x}: {:?}", located.range.start, located.event);
+            }
+            assert_eq!(start, bytes.len(), "{name}");
+        }
+    }
+    // Every kind that a release has must have been seen, or nothing is proven about it.
+    for (release, expected) in [
+        ("5.2", &["pages", "pages and sync", "empty", "sync"][..]),
+        ("7.2", &["pages", "pages and sync", "empty", "sync"]),
+        ("10.0", &["pages", "zero", "sync"]),
+        ("11.1", &["pages", "zero", "sync"]),
+        ("vfio", &["device", "sync"]),
+    ] {
+        let seen: Vec<_> = kinds.keys().filter(|(r, _)| r == release).map(|(_, kind)| *kind).collect();
+        for kind in expected {
+            assert!(seen.contains(kind), "{release} has no packet of kind {kind:?}: {seen:?}");
+        }
+    }
+}
+
+#[test]
+fn history_is_needed_to_make_the_packets_of_old_releases() {
+    // The same packets from a framer that leaves nothing behind differ, so that the test above can fail.
+    let mut differ = 0;
+    for (_, bytes) in Story::named("qemu-5.2/zlib").channels() {
+        let mut parser = PacketParser::default();
+        let mut framer = Framer::new(Dialect::ANY, PAGE);
+        let mut start = 0;
+        while let Step::Event(located) = parser.step(&bytes[start..], Tail::Closed).unwrap() {
+            start += located.raw.len();
+            if let Packet::Ram(packet) = &located.event
+                && packet.normal_pages == 0
+                && packet.block != PaddedName::EMPTY
+            {
+                differ += usize::from(framer.sync(packet.packet_num) != located.raw);
+            }
+        }
+    }
+    assert!(differ >= 2, "{differ}");
+}
+
+#[test]
+fn however_a_channel_is_cut_its_events_are_the_same() {
+    for (name, bytes) in all_channels() {
+        let expected = strict(&bytes);
+        assert_eq!((expected.error.clone(), expected.end), (None, bytes.len() as u64), "{name}");
+        for stride in [1, 61, 4099] {
+            if stride > 1 || bytes.len() < 16384 {
+                assert!(
+                    expected == read(&mut PacketParser::default(), &bytes, |_| stride),
+                    "{name} by {stride}"
+                );
+            }
+        }
+        for at in (0..=bytes.len()).step_by(1 + bytes.len() / 100) {
+            assert!(expected == read(&mut PacketParser::default(), &bytes, two(at)), "{name} cut at {at}");
+        }
+    }
+}
+
+#[test]
+fn every_prefix_asks_for_more_or_gives_the_same_event() {
+    for (name, bytes) in all_channels() {
+        let mut parser = PacketParser::default();
+        let mut start = 0;
+        loop {
+            let before = parser.clone();
+            let Step::Event(expected) = parser.step(&bytes[start..], Tail::Closed).unwrap() else { break };
+            let len = expected.raw.len();
+            let cuts = (0..len.min(80)).chain((80..len).step_by(97)).chain([len - 1, len, len + 1, len + 12]);
+            for cut in cuts.filter(|cut| start + cut < bytes.len()) {
+                match before.clone().step(&bytes[start..start + cut], Tail::Open).unwrap() {
+                    Step::More(missing) => {
+                        assert!(cut < len && missing > 0, "{name} at {start:#x}, {cut} shown")
+                    }
+                    Step::Event(found) => assert_eq!(found, expected, "{name} at {start:#x}, {cut} shown"),
+                    Step::End => panic!("{name} at {start:#x}, {cut} shown: the end"),
+                }
+            }
+            start += len;
+        }
+        assert_eq!(start, bytes.len(), "{name}");
+    }
+}
+
+#[test]
+fn a_channel_that_is_cut_is_truncated_there_or_ends_between_packets() {
+    for (name, bytes) in all_channels() {
+        let complete = strict(&bytes);
+        // Behind every hello, packet without payload, and payload.
+        let names: Vec<_> = complete.events.iter().map(|e| e.name).chain([""]).collect();
+        let ends: Vec<u64> = (complete.events.iter().enumerate())
+            .filter(|(i, _)| !matches!(names[i + 1], "multifd payload" | "device state"))
+            .map(|(_, e)| e.range.end)
+            .collect();
+        for cut in (0..bytes.len()).step_by(1 + bytes.len() / 300).chain(ends.iter().map(|end| *end as usize))
+        {
+            let expected = read(&mut PacketParser::default(), &bytes[..cut], whole);
+            match &expected.error {
+                None => assert!(ends.contains(&(cut as u64)), "{name} cut at {cut} is taken for whole"),
+                Some(error) => {
+                    assert!(error.ends_with(&format!("offset {cut:#x})")), "{name} cut at {cut}: {error}")
+                }
+            }
+            if cut < 4000 {
+                assert_eq!(
+                    expected,
+                    read(&mut PacketParser::default(), &bytes[..cut], bytewise),
+                    "{name} at {cut}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn outlines_have_the_same_ranges_and_lenient_reading_is_silent() {
+    for (name, bytes) in all_channels() {
+        let complete = strict(&bytes);
+        let found = read(&mut PacketParser::default().with_elision(), &bytes, |_| 4096);
+        assert_eq!((found.error.clone(), found.end), (None, complete.end), "{name}");
+        let mut lenient = PacketParser::with(Mode::Lenient, Dialect::ANY, PAGE);
+        assert!(complete == read(&mut lenient, &bytes, whole) && lenient.complaints().is_empty(), "{name}");
+        // A payload of several pieces is one in an outline.
+        let heads = |reading: &Read| -> Vec<_> {
+            let heads = reading.events.iter().filter(|e| e.name != "multifd payload");
+            heads.map(|e| (e.name, e.range.clone())).collect()
+        };
+        assert_eq!(heads(&found), heads(&complete), "{name}");
+    }
+}
+
+#[test]
+fn device_state_is_put_together() {
+    let name = |whole: &Whole| -> Vec<String> {
+        whole.devices.iter().map(|device| device.name.escape_ascii().to_string()).collect()
+    };
+    let (_, whole) = Story::named("vfio/a3-10to10-on-2dev-4ch").prove();
+    assert_eq!(name(&whole), ["0000:00:02.0/vfio", "0000:00:03.0/vfio"]);
+    // What came before the guest was stopped is on the main channel.
+    assert!(whole.devices.iter().all(|d| (d.packets, d.main_bytes > 0, &d.incomplete) == (2, true, &None)));
+
+    let (_, whole) = Story::named("vfio/c1-10to10-off").prove();
+    let device = &whole.devices[0];
+    assert_eq!((device.packets, device.multifd_bytes, device.incomplete.as_ref()), (0, 0, None));
+    assert!(device.main_bytes > 0);
+
+    let (_, whole) = Story::named("vfio/b4-11to11-on-config-after-iter").prove();
+    assert!(whole.devices[0].load_ready && whole.devices[0].config.is_some());
+
+    // Without its last packet a device is not complete, and that is a fault.
+    let directory = copy(&Story::named("vfio/a3-10to10-on-2dev-4ch"));
+    let path = directory.path().join("conn02.src-to-dst.bin");
+    let bytes = fs::read(&path).unwrap();
+    let at = bytes.windows(4).rposition(|w| w == b"\0\0\0\x40").unwrap() - 8;
+    let size = u32::from_be_bytes(bytes[at + 272..at + 276].try_into().unwrap()) as usize;
+    fs::write(&path, [&bytes[..at], &bytes[at + 276 + size..]].concat()).unwrap();
+    let (channels, whole) = prove(container::open(directory.path(), false).unwrap());
+    assert!(channels.values().all(Verification::is_identical));
+    assert_eq!(whole.faults.len(), 1, "{:?}", whole.faults);
+    assert_eq!((whole.faults[0].kind(), whole.faults[0].doing()), (ErrorKind::Truncated, "device state"));
+}
+
+/// A copy that may be damaged.
+fn copy(story: &Story) -> tempfile::TempDir {
+    let directory = tempfile::tempdir().unwrap();
+    for entry in fs::read_dir(&story.path).unwrap().map(|e| e.unwrap()) {
+        fs::copy(entry.path(), directory.path().join(entry.file_name())).unwrap();
+    }
+    directory
+}
+
+#[test]
+fn what_does_not_fit_together_is_said_with_its_place() {
+    let faults = |damage: &dyn Fn(&Path)| -> String {
+        let directory = copy(&Story::named("qemu-11.1/zlib"));
+        damage(directory.path());
+        let (channels, whole) = prove(container::open(directory.path(), false).unwrap());
+        let of_channels = channels.values().filter_map(|found| found.error.as_ref());
+        of_channels.chain(&whole.faults).map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    };
+    let change = |name: &'static str, change: fn(&mut Vec<u8>)| {
+        move |directory: &Path| {
+            let path = directory.join(name);
+            let mut bytes = fs::read(&path).unwrap();
+            change(&mut bytes);
+            fs::write(&path, bytes).unwrap();
+        }
+    };
+    assert_eq!(faults(&|_| ()), "");
+    let one = "conn01.src-to-dst.bin";
+    // The last SYNC is missing.
+    insta::assert_snapshot!(faults(&change(one, |b| b.truncate(b.len() - 1344))), @"synchronising: multifd channel 0 was closed after 2 SYNC packets, and the main channel has come to its synchronisation 3; a stock destination waits here for ever (its marker ends at 0x8a of the main channel) (multifd channel 0, offset 0x3feb)");
+    // A channel that is not there at all.
+    insta::assert_snapshot!(faults(&|d| fs::remove_file(d.join("conn02.src-to-dst.bin")).unwrap()), @"");
+    // Somebody else's channel.
+    insta::assert_snapshot!(faults(&change(one, |b| b[8..24].fill(7))), @"multifd hello: UUID 00000000-0000-0000-0000-000000000000 where channel 0 has 07070707-0707-0707-0707-070707070707: a destination drops the channel (multifd channel 1, offset 0x8)");
+    // The name of a block.
+    insta::assert_snapshot!(faults(&change(one, |b| b[64 + 1344 + 64] = b'R')), @r#"multifd packet: there is no RAM block "Ram0" (multifd channel 0, offset 0x5c0)"#);
+    // An offset of a page.
+    insta::assert_snapshot!(faults(&change(one, |b| b[64 + 1344 + 320 + 4] = 1)), @r#"multifd packet: offset 0x1005000 in block "ram0" of 0x400000 bytes (multifd channel 0, offset 0x6c0)"#);
+    // The first byte of the first payload.
+    insta::assert_snapshot!(faults(&change(one, |b| b[64 + 2 * 1344] ^= 0xff)), @"zlib pages: this is no continuation of the channel's zlib stream (multifd channel 0, offset 0xac2)");
+    // Pages in front of the first SYNC, and behind the last one.
+    insta::assert_snapshot!(faults(&change(one, |b| {
+        let sync: Vec<u8> = b.drain(64..64 + 1344).collect();
+        b.splice(64 + 1344..64 + 1344, []);
+        let size = u32::from_be_bytes(b[64 + 20..64 + 24].try_into().unwrap()) as usize;
+        let end = 64 + 1344 + size;
+        b.splice(end..end, sync);
+    })), @"multifd packet: pages before the first synchronisation, when the destination may not have set up its memory yet: stock destinations from 9.2 on crash (multifd channel 0, offset 0x40)");
+    insta::assert_snapshot!(faults(&change(one, |b| {
+        let mut framer = Framer::new(Dialect::ANY, PAGE);
+        b.extend_from_slice(framer.pages(b"ram0", &[], &[0], migwire::wire::Method::ZLIB, 0, 99));
+    })), @"multifd packet: pages behind the last synchronisation: whether a stock destination still takes them is left to chance (multifd channel 0, offset 0x452b)");
+}
+
+#[test]
+fn the_same_in_a_recording_in_a_directory_and_in_files() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("x.pcapng");
+    for name in ["qemu-5.2/none", "qemu-11.1/three-channels", "vfio/a3-10to10-on-2dev-4ch"] {
+        let story = Story::named(name);
+        let recorder = Recorder::create(&path, RecorderOptions::default()).unwrap();
+        let files = common::files(&story.path, "bin");
+        let mut channels: Vec<_> = files
+            .iter()
+            .filter(|(name, _)| name.contains("src-to-dst"))
+            .map(|(_, path)| {
+                let bytes = fs::read(path).unwrap();
+                let name =
+                    if bytes.starts_with(b"QEVM") { "main".into() } else { format!("multifd-{}", bytes[24]) };
+                (recorder.channel(name), bytes, 0)
+            })
+            .collect();
+        // In pieces of odd sizes, in turns.
+        let mut step = 1;
+        while channels.iter().any(|(_, bytes, at)| *at < bytes.len()) {
+            for (tap, bytes, at) in &mut channels {
+                step = step * 7 % 5003;
+                let end = (*at + step).min(bytes.len());
+                tap.record(Direction::ToDestination, &bytes[*at..end]).unwrap();
+                *at = end;
+            }
+        }
+        recorder.finish().unwrap();
+        let line = |arguments: &[&str]| {
+            let output = migwire(arguments);
+            assert_eq!(code(&output), 0, "{name}: {}{}", out(&output), err(&output));
+            out(&output).lines().last().unwrap().to_owned()
+        };
+        let expected = line(&["verify", story.path.to_str().unwrap()]);
+        assert!(expected.starts_with("together: ") && expected.ends_with(": consistent"), "{expected}");
+        assert_eq!(line(&["verify", path.to_str().unwrap()]), expected);
+        let mut arguments = vec!["verify"];
+        arguments.extend(files.iter().rev().map(|(_, path)| path.to_str().unwrap()));
+        let empty = directory.path().join("empty.bin");
+        fs::write(&empty, b"").unwrap();
+        arguments.push(empty.to_str().unwrap());
+        assert_eq!(line(&arguments), expected);
+        assert!(err(&migwire(&arguments)).contains("note: empty, and left out: "));
+
+        // A recording that is cut off: everything in front of the cut is read, and the cut is told.
+        let bytes = fs::read(&path).unwrap();
+        fs::write(&path, &bytes[..bytes.len() - 7]).unwrap();
+        let (code, report) = json(&["verify", path.to_str().unwrap()]);
+        assert_eq!((code, report["verdict"].as_str()), (1, Some("failed")));
+        let channels = report["channels"].as_array().unwrap();
+        assert!(channels.iter().any(|channel| channel["channel"] == "container"), "{report}");
+    }
+}
+
+#[test]
+fn the_release_is_among_those_that_may_have_written_it() {
+    for story in Story::recorded() {
+        let (code, report) = json(&["inspect", story.path.to_str().unwrap()]);
+        assert_eq!(code, 0, "{report}");
+        let together = &report["files"][0]["together"];
+        let found: Vec<&str> =
+            together["writer"]["releases"].as_array().unwrap().iter().map(|r| r.as_str().unwrap()).collect();
+        assert!(found.contains(&story.release().unwrap()), "{}: {found:?}", story.name);
+        // Packets tell more than the main channel does.
+        let expected = match story.release() {
+            Some("5.2" | "7.2") => ["5.2", "8.1"],
+            _ => ["9.0", "11.1"],
+        };
+        let range = |release: &&str| {
+            let number = |text: &str| {
+                let (major, minor) = text.split_once('.').unwrap();
+                (major.parse::<u32>().unwrap(), minor.parse::<u32>().unwrap())
+            };
+            (number(expected[0])..=number(expected[1])).contains(&number(release))
+        };
+        assert!(found.iter().all(range), "{}: {found:?}", story.name);
+    }
+}
+
+#[test]
+fn dumps_tile_every_channel() {
+    for story in Story::all() {
+        let mut contents = story.open();
+        let reading =
+            Reading { page_size: Reading::default().page_size_of(&mut contents.parts), ..Reading::default() };
+        assert_eq!(reading.page_size, Some(PAGE));
+        for part in &mut contents.parts {
+            let mut end = 0;
+            let outcome = dump::dump(part, &reading, &mut |row| {
+                assert_eq!(row.offset, end, "{} {}: {}", story.name, part_name(row), row.what);
+                end += row.len;
+                Ok(())
+            });
+            assert!(outcome.unwrap().error.is_none(), "{} {}", story.name, part.channel);
+            assert_eq!(Some(end), part.size(), "{} {}", story.name, part.channel);
+        }
+    }
+}
+
+fn part_name(row: &dump::Row) -> u64 {
+    row.offset
+}
+
+#[test]
+fn dumps_and_summaries_read_like_this() {
+    let mut settings = insta::Settings::clone_current();
+    settings.set_snapshot_path("../fixtures/snapshots");
+    settings.set_prepend_module_to_snapshot(false);
+    settings.set_omit_expression(true);
+    settings.bind(|| {
+        for (name, story) in [
+            ("multifd-isapc-5.2", "qemu-5.2/isapc"),
+            ("multifd-zlib-11.1", "qemu-11.1/zlib"),
+            ("multifd-vfio-config-after-iter", "vfio/b4-11to11-on-config-after-iter"),
+        ] {
+            let path = Story::named(story).path;
+            let text = |verb| {
+                let output = migwire(&[verb, path.to_str().unwrap()]);
+                out(&output).replace(path.to_str().unwrap(), story)
+            };
+            insta::assert_snapshot!(format!("dump-{name}"), text("dump"));
+            insta::assert_snapshot!(format!("inspect-{name}"), text("inspect"));
+            insta::assert_snapshot!(format!("verify-{name}"), text("verify"));
+        }
+    });
+}
+
+#[test]
+fn other_connections_stay_unsupported() {
+    let directory = copy(&Story::named("qemu-10.0/none"));
+    fs::write(directory.path().join("conn03.src-to-dst.bin"), b"\0\0\0\0\0\0\0\x08").unwrap();
+    let (code, report) = json(&["verify", directory.path().to_str().unwrap()]);
+    assert_eq!((code, report["verdict"].as_str()), (1, Some("failed")));
+    let verdicts: Vec<_> =
+        report["channels"].as_array().unwrap().iter().map(|c| c["verdict"].as_str().unwrap()).collect();
+    assert_eq!(verdicts, ["identical", "identical", "identical", "unsupported"]);
+    assert_eq!(report["together"]["verdict"], "consistent");
+}
+
+#[test]
+fn a_channel_alone_is_read_too() {
+    let channels = Story::named("qemu-11.1/three-channels").channels();
+    let (name, bytes) = channels.into_iter().find(|(_, bytes)| bytes[24] == 2).unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    fs::write(file.path(), bytes).unwrap();
+    let (code, report) = json(&["verify", file.path().to_str().unwrap()]);
+    assert_eq!((code, report["channels"][0]["verdict"].as_str()), (1, Some("identical")), "{name}");
+    insta::assert_snapshot!(report["together"]["errors"][0]["text"].as_str().unwrap(), @"reading all channels together: multifd channel 0, 1 is not there, and channel 2 is: a destination waits for it");
+}
+
+fn migwire(arguments: &[&str]) -> Output {
+    let mut command = Command::new("timeout");
+    command.args(["60", env!("CARGO_BIN_EXE_migwire")]).args(arguments).stdin(Stdio::null());
+    command.output().unwrap()
+}
+
+fn json(arguments: &[&str]) -> (i32, Value) {
+    let output = migwire(&[arguments, &["--json"]].concat());
+    (
+        code(&output),
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", err(&output))),
+    )
+}
+
+fn code(output: &Output) -> i32 {
+    output.status.code().unwrap()
+}
+
+fn out(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+fn err(output: &Output) -> String {
+    String::from_utf8(output.stderr.clone()).unwrap()
+}
