@@ -51,6 +51,10 @@ pub const MAX_CAPTURE_BLOCK: u32 = 16 << 20;
 /// postcopy migration recovers again and again.
 pub const MAX_CAPTURE_INTERFACES: usize = 4096;
 
+/// Most packets of a recording whose places are kept, so that a channel can be read without all others: 16 bytes each. A
+/// recording with more is read from its beginning for every channel.
+pub const MAX_CAPTURE_PLACES: usize = 1 << 20;
+
 /// Longest interface name in a recording; ours have at most 16 bytes.
 pub const MAX_CAPTURE_NAME: usize = 256;
 

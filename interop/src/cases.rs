@@ -151,6 +151,8 @@ pub(crate) enum Outcome {
     SilentCorruption,
     /// The source says that it went well, and the destination does not.
     FalseCompletion,
+    /// It goes well, and need not have done.
+    Luck,
 }
 
 /// Multifd, as both ends are told.
@@ -296,6 +298,7 @@ impl Outcome {
             Self::Crash => &[Class::Crashed],
             Self::SilentCorruption => &[Class::Mismatch],
             Self::FalseCompletion => &[Class::FalseComplete],
+            Self::Luck => &[],
         }
     }
 }
@@ -308,6 +311,7 @@ impl fmt::Display for Outcome {
             Self::Crash => "crash",
             Self::SilentCorruption => "silent corruption",
             Self::FalseCompletion => "false completion",
+            Self::Luck => "completes by luck",
         })
     }
 }

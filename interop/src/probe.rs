@@ -65,6 +65,13 @@ impl Probe {
         format!("{major}.{minor}.{micro}")
     }
 
+    /// Whether the migration object has this property, as far as any machine type changes it.
+    pub(crate) fn has_property(&self, name: &str) -> bool {
+        let prefix = format!("migration.{name}=");
+        let mut properties = self.machines.values().flat_map(|machine| &machine.migration_properties);
+        properties.any(|word| word.starts_with(&prefix))
+    }
+
     /// Why this capability cannot be used, if so.
     pub(crate) fn lacks_capability(&self, name: &str) -> Option<String> {
         if !self.capabilities.contains(name) {

@@ -17,7 +17,7 @@ use crate::peers::Peer;
 use crate::process::{Deadline, Fate, Ledger, Process};
 use crate::qmp::{Qmp, QmpError};
 
-/// Patience for one QMP answer. A main loop that is silent for so long on an idle host is hung.
+/// Patience for one QMP answer, where nothing else is said.
 const ANSWER: Duration = Duration::from_secs(15);
 
 /// From the start of the process to its first word on QMP.
@@ -82,6 +82,8 @@ pub(crate) struct VmSpec {
     pub(crate) running: bool,
     pub(crate) incoming: bool,
     pub(crate) load_snapshot: Option<String>,
+    /// Patience for one QMP answer. A main loop that is silent for so long on an idle host is hung.
+    pub(crate) answer: Duration,
 }
 
 impl VmSpec {
@@ -96,6 +98,7 @@ impl VmSpec {
             running: false,
             incoming: false,
             load_snapshot: None,
+            answer: ANSWER,
         }
     }
 
@@ -193,7 +196,7 @@ impl Vm {
         process.note_qmp(&log_name);
         match Qmp::open(stream, Box::new(log), ANSWER.max(deadline.remaining())) {
             Ok(mut qmp) => {
-                qmp.set_timeout(ANSWER);
+                qmp.set_timeout(spec.answer);
                 Ok(Self { label, process, qmp, deadline: place.deadline })
             }
             Err(error) => Err(diagnose(&mut process, error).of(label)),

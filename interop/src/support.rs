@@ -90,7 +90,7 @@ impl Inventory {
                 acknowledgements: acknowledgements(&machine, &cell.source, &probes),
                 dialect: dialect(&machine, &cell.destination, &probes),
                 zero_pages_in_packets: case.variant.multifd().is_some()
-                    && zero_pages_in_packets(&machine, &cell.destination, &probes),
+                    && zero_pages_in_packets(&machine, cell, &probes),
                 per_round: per_round(&machine, &cell.source, &probes),
                 machine,
             }),
@@ -115,6 +115,13 @@ impl Inventory {
         let compression = settings.iter().find_map(|side| side.parameters.get("multifd-compression"));
         let compression = compression.and_then(|value| value.as_str());
         lacks
+            .or_else(|| {
+                let words = settings.iter().flat_map(|side| &side.arguments);
+                let unknown = words
+                    .filter_map(|word| migration_property(word))
+                    .find(|name| !probe.has_property(name))?;
+                Some(format!("has no property migration.{unknown} (query-machines)"))
+            })
             .or_else(|| pair.map(|(pair, _)| format!("refuses {pair}: {}", probe.refused[*pair])))
             .or_else(|| {
                 let unknown = compression.filter(|word| !probe.compressions.contains(*word));
@@ -191,6 +198,11 @@ fn acknowledgements(machine: &Machine, source: &str, probes: &[(&str, &Probe)]) 
     if counts && !legacy { 0 } else { 1 }
 }
 
+/// The property in `migration.PROPERTY=VALUE`.
+fn migration_property(word: &str) -> Option<&str> {
+    Some(word.strip_prefix("migration.")?.split_once('=')?.0)
+}
+
 /// First machine version on which multifd channels are synchronised by a word of their own.
 const PER_ROUND: (u64, u64) = (8, 1);
 
@@ -214,11 +226,13 @@ fn dialect(machine: &Machine, destination: &str, probes: &[(&str, &Probe)]) -> S
     }
 }
 
-/// Whether a destination is of an age in which zero pages come in packets.
-fn zero_pages_in_packets(machine: &Machine, destination: &str, probes: &[(&str, &Probe)]) -> bool {
+/// Whether zero pages may come in packets to a destination that knows what they are.
+fn zero_pages_in_packets(machine: &Machine, cell: &Cell, probes: &[(&str, &Probe)]) -> bool {
     const FIRST: (u64, u64) = (9, 0);
-    release(destination, probes).is_some_and(|release| release >= FIRST)
-        && machine_version(machine).is_none_or(|version| version >= FIRST)
+    let is_forced =
+        cell.case.variant.source.parameters.get("zero-page-detection").is_some_and(|v| v == "multifd");
+    release(&cell.destination, probes).is_some_and(|release| release >= FIRST)
+        && (is_forced || machine_version(machine).is_none_or(|version| version >= FIRST))
 }
 
 /// Whether a stock source synchronises in rounds.

@@ -8,7 +8,11 @@ use std::ops::Range;
 
 use super::reader::Found;
 use super::{Direction, Reader, Timestamp, channel_of};
+use crate::limits::MAX_CAPTURE_PLACES;
 use crate::{ChannelId, Error, Result};
+
+/// Bytes of a block in front of its body: type and length.
+const BLOCK_HEAD: u64 = 8;
 
 /// The bytes of one interface and direction, in order, out of the whole recording.
 ///
@@ -115,9 +119,23 @@ impl ChannelSummary {
 pub struct Listing {
     /// Every direction of every connection on which bytes passed, by interface, then to the destination first.
     pub channels: Vec<ChannelSummary>,
+    /// Where the bytes of each of them are in the file. Nobody knows if reading stopped early, or if there are too many places.
+    pub places: Option<Vec<Vec<Place>>>,
     /// What stopped the reading before the end of the file.
     pub error: Option<Error>,
 }
+
+/// Bytes of one channel in a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// Where they begin in the file.
+    pub offset: u64,
+    /// How many they are.
+    pub len: u32,
+}
+
+/// One half of a connection, and where its bytes are.
+type Found = (ChannelSummary, Vec<Place>);
 
 /// Reads a whole recording and lists its channels.
 ///
@@ -125,7 +143,8 @@ pub struct Listing {
 /// If it is no recording at all. A fault further on is part of the [`Listing`].
 pub fn channels(source: impl Read) -> Result<Listing> {
     let mut reader = Reader::new(source)?;
-    let mut found: Vec<[Option<ChannelSummary>; 2]> = Vec::new();
+    let mut found: Vec<[Option<Found>; 2]> = Vec::new();
+    let mut count = 0usize;
     let error = loop {
         match reader.next_found() {
             Ok(Some(packet)) => {
@@ -133,15 +152,23 @@ pub fn channels(source: impl Read) -> Result<Listing> {
                     found.resize(packet.interface + 1, [None, None]);
                 }
                 let summary = &mut found[packet.interface][packet.direction as usize];
-                let summary = summary.get_or_insert_with(|| ChannelSummary {
-                    interface: packet.interface,
-                    name: reader.interfaces()[packet.interface].name.clone(),
-                    direction: packet.direction,
-                    bytes: 0,
-                    packets: 0,
-                    first: packet.time,
-                    last: packet.time,
+                let (summary, places) = summary.get_or_insert_with(|| {
+                    let summary = ChannelSummary {
+                        interface: packet.interface,
+                        name: reader.interfaces()[packet.interface].name.clone(),
+                        direction: packet.direction,
+                        bytes: 0,
+                        packets: 0,
+                        first: packet.time,
+                        last: packet.time,
+                    };
+                    (summary, Vec::new())
                 });
+                count += 1;
+                if count <= MAX_CAPTURE_PLACES {
+                    let offset = packet.offset + BLOCK_HEAD + packet.data.start as u64;
+                    places.push(Place { offset, len: packet.data.len() as u32 });
+                }
                 summary.bytes += packet.data.len() as u64;
                 summary.packets += 1;
                 summary.first = summary.first.min(packet.time);
@@ -151,5 +178,7 @@ pub fn channels(source: impl Read) -> Result<Listing> {
             Err(e) => break Some(e),
         }
     };
-    Ok(Listing { channels: found.into_iter().flatten().flatten().collect(), error })
+    let (channels, places) = found.into_iter().flatten().flatten().unzip();
+    let places = Some(places).filter(|_| error.is_none() && count <= MAX_CAPTURE_PLACES);
+    Ok(Listing { channels, places, error })
 }

@@ -47,6 +47,10 @@ pub enum FileKind {
     Panda,
     /// A Proxmox backup.
     Vma,
+    /// A directory with the channels of a migration, a file each. No first bytes tell that.
+    Directory,
+    /// Files with one channel each, given together. No first bytes tell that either.
+    Files,
     /// None of these.
     Unknown,
 }
@@ -149,6 +153,7 @@ impl FileKind {
             Self::Vma => {
                 "a Proxmox backup of disks, without a migration stream in it; `vma extract` unpacks it"
             }
+            Self::Directory | Self::Files => "give them to `inspect`, `dump` or `verify` together",
             Self::Unknown => {
                 "nothing that migwire knows begins with these bytes; a main stream begins with `QEVM`"
             }
@@ -176,6 +181,8 @@ impl fmt::Display for FileKind {
             Self::QemuSnapshot => "a qemu-snapshot vmstate file",
             Self::Panda => "a PANDA record",
             Self::Vma => "a Proxmox backup",
+            Self::Directory => "a directory of channels",
+            Self::Files => "channels in a file each",
             Self::Unknown => "an unknown file",
         })
     }

@@ -28,7 +28,7 @@ mod recorder;
 use std::fmt;
 
 pub use block::{LINKTYPE, MAX_PACKET};
-pub use channel::{ChannelBytes, ChannelSummary, Listing, channels};
+pub use channel::{ChannelBytes, ChannelSummary, Listing, Place, channels};
 pub use kind::FileKind;
 pub use reader::{Interface, Packet, Reader, Timestamp};
 pub use recorder::{ChannelTap, Recorder, RecorderOptions, Summary};

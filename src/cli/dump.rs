@@ -9,7 +9,7 @@ use migwire::report::Reading;
 use migwire::report::dump::{self, Row};
 use serde_json::{Value, json};
 
-use super::given::{Given, complain};
+use super::given::{Given, complain, note};
 use super::{Verdict, output};
 
 /// Say what every byte is: offset, length, first bytes, meaning
@@ -24,15 +24,22 @@ pub(crate) struct Dump {
 
 impl Dump {
     pub(crate) fn run(&self) -> anyhow::Result<Verdict> {
-        let reading = self.given.reading()?;
+        let mut reading = self.given.reading()?;
+        let given = reading.page_size;
         let mut page =
             Page { out: BufWriter::new(io::stdout().lock()), json: self.given.json, channels: 0, good: true };
         page.begin()?;
-        for opened in self.given.open()? {
+        let all = self.given.open()?;
+        let are_many = all.len() > 1;
+        for opened in all {
             match opened.outcome {
                 Err(error) => page.failed(&opened.name, &error)?,
-                Ok(contents) => {
-                    let several = self.given.are_many() || contents.parts.len() > 1;
+                Ok(mut contents) => {
+                    note(&contents.notes);
+                    let several = are_many || contents.parts.len() > 1;
+                    if contents.parts.len() > 1 {
+                        reading.page_size = given.or_else(|| reading.page_size_of(&mut contents.parts));
+                    }
                     for mut part in contents.parts {
                         page.channel(&opened.name, several, &mut part, &reading)?;
                     }

@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use migwire::capture::FileKind;
 use migwire::container::{self, Contents};
 use migwire::dialect::Dialect;
 use migwire::report::Reading;
@@ -16,7 +17,8 @@ use super::output;
 /// Files, and how to read them.
 #[derive(Debug, Args)]
 pub(crate) struct Given {
-    /// Recording (pcapng), raw stream, dump of a single channel, qcow2 image with snapshots, or `-` for standard input
+    /// Recording (pcapng), raw stream, dumps of channels (a file each, or a directory of `connNN.src-to-dst.bin`), qcow2 image with
+    /// snapshots, or `-` for standard input
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Release whose bytes these are: 5.2 .. 11.1
@@ -48,21 +50,42 @@ impl Given {
     pub(crate) fn reading(&self) -> anyhow::Result<Reading> {
         let mode = if self.lenient { Mode::Lenient } else { Mode::Strict };
         let schema = self.schema.as_deref().map(learn).transpose()?;
-        Ok(Reading { mode, dialect: self.dialect, schema })
+        Ok(Reading { mode, dialect: self.dialect, schema, page_size: None })
     }
 
-    /// Whether there is more than one file, so that each must be named.
-    pub(crate) fn are_many(&self) -> bool {
-        self.files.len() > 1
-    }
-
-    /// Opens all files. One that is not there ends everything; one that holds nothing to read is a finding.
+    /// Opens all files; channels in files of their own become one migration. A file that is not there ends everything; one that
+    /// holds nothing to read is a finding.
     pub(crate) fn open(&self) -> anyhow::Result<Vec<Opened>> {
-        self.files.iter().map(|path| self.open_one(path)).collect()
+        let (mut contents, mut bad) = (Vec::new(), Vec::new());
+        for (index, path) in self.files.iter().enumerate() {
+            let opened = self.open_one(path)?;
+            match opened.outcome {
+                Ok(found) => contents.push(found),
+                Err(_) => bad.push((index, opened)),
+            }
+        }
+        let opened = |contents: Contents| Opened { name: contents.name.clone(), outcome: Ok(contents) };
+        if bad.is_empty() {
+            return Ok(container::join(contents).into_iter().map(opened).collect());
+        }
+        // With something missing, what there is stays as it was given.
+        let mut all: Vec<_> = contents.into_iter().map(opened).collect();
+        for (index, opened) in bad {
+            all.insert(index, opened);
+        }
+        Ok(all)
     }
 
     fn open_one(&self, path: &Path) -> anyhow::Result<Opened> {
         let name = path.display().to_string();
+        // One direction of a channel is empty as a rule; alone, an empty file is a mistake.
+        let is_empty = |path: &Path| std::fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() == 0);
+        if self.files.len() > 1 && name != "-" && is_empty(path) {
+            let notes = vec![format!("empty, and left out: {name}")];
+            let empty =
+                Contents { name: name.clone(), kind: FileKind::Empty, parts: Vec::new(), fault: None, notes };
+            return Ok(Opened { name, outcome: Ok(empty) });
+        }
         let outcome = match name.as_str() {
             "-" => container::open_once(Box::new(io::stdin()), "standard input".into(), self.lenient),
             _ => container::open(path, self.lenient),
@@ -104,6 +127,14 @@ fn learn(path: &Path) -> anyhow::Result<Description> {
     }
     let mut contents = container::open(path, false)?;
     Ok(Reading::learn(&mut contents.parts)?)
+}
+
+/// Tells on standard error what was left out.
+pub(crate) fn note(notes: &[String]) {
+    use std::io::Write as _;
+    for note in notes {
+        let _ = writeln!(io::stderr(), "note: {note}");
+    }
 }
 
 /// Tells of an error on standard error, on one line.

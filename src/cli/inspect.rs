@@ -1,14 +1,19 @@
 //! `migwire inspect`: what is in it, on a page.
 
+mod multifd;
+
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
+use std::path::PathBuf;
 
 use clap::Args;
-use migwire::report::inspect::{Summary, inspect};
+use migwire::guest::Memory;
+use migwire::report::inspect::{Summary, Writer};
+use migwire::report::migration::inspect_all;
 use migwire::{Error, ErrorKind};
 use serde_json::{Value, json};
 
-use super::given::{Given, complain};
+use super::given::{Given, complain, note};
 use super::{Verdict, output};
 
 /// Say what is in it: machine, who may have written it, memory, sections, commands
@@ -16,15 +21,24 @@ use super::{Verdict, output};
 pub(crate) struct Inspect {
     #[command(flatten)]
     given: Given,
+
+    /// Write one image a RAM block into this directory, as `recv` does: what a destination would have had
+    #[arg(long, value_name = "DIR")]
+    ram_out: Option<PathBuf>,
 }
 
 impl Inspect {
     pub(crate) fn run(&self) -> anyhow::Result<Verdict> {
-        let reading = self.given.reading()?;
+        let mut reading = self.given.reading()?;
         let mut files = Vec::new();
         let mut good = true;
-        for opened in self.given.open()? {
-            let contents = match opened.outcome {
+        let all = self.given.open()?;
+        if self.ram_out.is_some() && all.len() != 1 {
+            let message = "RAM images are those of one migration, and several were given";
+            return Err(Error::nowhere(ErrorKind::Misuse, "RAM images", message).into());
+        }
+        for opened in all {
+            let mut contents = match opened.outcome {
                 Ok(contents) => contents,
                 Err(error) => {
                     good = false;
@@ -38,25 +52,51 @@ impl Inspect {
             if !self.given.json {
                 writeln!(io::stdout(), "{}: {}", opened.name, contents.kind)?;
             }
+            note(&contents.notes);
+            if contents.parts.len() > 1 && reading.page_size.is_none() {
+                reading.page_size = reading.page_size_of(&mut contents.parts);
+            }
+            let mut memory = match &self.ram_out {
+                Some(directory) => Some(Memory::new().with_images(directory)?.with_digest()),
+                None => None,
+            };
+            let (summaries, together) = inspect_all(&mut contents.parts, &reading, memory.as_mut())?;
             let mut channels = Vec::new();
-            for mut part in contents.parts {
-                let summary = inspect(&mut part, &reading);
+            for summary in &summaries {
                 good &= summary.error.is_none();
                 if self.given.json {
-                    channels.push(as_json(&summary)?);
+                    channels.push(as_json(summary)?);
                 } else {
-                    io::stdout().write_all(page(&summary).as_bytes())?;
+                    io::stdout().write_all(page(summary).as_bytes())?;
                     for complaint in &summary.complaints {
                         complain("forgiven", complaint);
                     }
                 }
+            }
+            if let Some(together) = &together {
+                good &= together.faults.is_empty();
+                if !self.given.json {
+                    io::stdout().write_all(multifd::together(together).as_bytes())?;
+                }
+            }
+            if let (Some(memory), false) = (&memory, self.given.json) {
+                writeln!(io::stdout(), "\nRAM images")?;
+                output::print_digests(memory)?;
             }
             if let Some(fault) = &contents.fault {
                 good = false;
                 self.fault(&opened.name, fault);
             }
             let error = contents.fault.as_ref().map(output::error_json);
-            files.push(json!({ "file": opened.name, "kind": contents.kind.to_string(), "channels": channels, "error": error }));
+            let mut file = json!({ "file": opened.name, "kind": contents.kind.to_string(), "channels": channels, "error": error });
+            if let Some(together) = &together {
+                file["together"] = serde_json::to_value(together)?;
+                file["together"]["errors"] = together.faults.iter().map(output::error_json).collect();
+            }
+            if let Some(memory) = &memory {
+                file["blocks"] = Value::from(output::blocks_json(memory));
+            }
+            files.push(file);
         }
         if self.given.json {
             output::print_json(&json!({ "files": files }))?;
@@ -87,8 +127,10 @@ fn page(summary: &Summary) -> String {
     if !summary.sections.is_empty() || summary.machine.is_some() {
         facts(&mut text, summary);
     }
-    if !summary.writer.evidence.is_empty() {
-        writer(&mut text, summary);
+    if let Some(packets) = &summary.multifd {
+        multifd::channel(&mut text, packets);
+    } else if !summary.writer.evidence.is_empty() {
+        writer(&mut text, &summary.writer);
     } else if !summary.sections.is_empty() {
         line(&mut text, "  written by", "nothing in it tells");
     }
@@ -156,15 +198,15 @@ fn facts(text: &mut String, summary: &Summary) {
     }
 }
 
-fn writer(text: &mut String, summary: &Summary) {
-    let releases = &summary.writer.releases;
+fn writer(text: &mut String, writer: &Writer) {
+    let releases = &writer.releases;
     let range = match (releases.first(), releases.last()) {
         (Some(first), Some(last)) if first == last => format!("QEMU {first}"),
         (Some(first), Some(last)) => format!("QEMU {first} to {last}"),
         _ => "no known release: what it shows contradicts itself".to_owned(),
     };
     line(text, "  written by", &range);
-    for fact in &summary.writer.evidence {
+    for fact in &writer.evidence {
         line(text, "", fact);
     }
 }

@@ -210,7 +210,7 @@ fn channels_json(arrival: &Arrival) -> Vec<Value> {
     arrival.channels.iter().map(channel).collect()
 }
 
-fn device_json(device: &DeviceReport) -> Value {
+pub(super) fn device_json(device: &DeviceReport) -> Value {
     let config = device.config.as_deref().map(Config::decode);
     json!({
         "name": device.name.escape_ascii().to_string(),

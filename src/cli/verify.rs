@@ -4,14 +4,17 @@ use std::fmt::Write as _;
 use std::io::{self, Write as _};
 
 use clap::Args;
-use migwire::report::prove;
+use migwire::multifd::codec;
+use migwire::report::packets::PacketCounts;
 use migwire::report::verify::Verification;
+use migwire::report::{Whole, prove_all};
+use migwire::wire::Method;
 use migwire::{ChannelId, Error, ErrorKind};
 use serde::Serialize;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::Verdict;
-use super::given::{Given, complain};
+use super::given::{Given, complain, note};
 use super::output;
 
 /// Proves that every byte is understood: parses, emits again, compares.
@@ -25,6 +28,9 @@ pub(crate) struct Verify {
 struct Report {
     verdict: &'static str,
     channels: Vec<Channel>,
+    /// Of all channels of a migration, if it has multifd channels; of the first one, if there are more.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    together: Option<Value>,
 }
 
 #[derive(Serialize)]
@@ -38,6 +44,8 @@ struct Channel {
     events: u64,
     sections: u64,
     pages: u64,
+    #[serde(flatten)]
+    packets: Option<PacketCounts>,
     verdict: &'static str,
     error: Option<Value>,
     complaints: Vec<Value>,
@@ -47,26 +55,38 @@ struct Channel {
 impl Verify {
     pub(crate) fn run(&self) -> anyhow::Result<Verdict> {
         let reading = self.given.reading()?;
-        let mut report = Report { verdict: "identical", channels: Vec::new() };
-        for opened in self.given.open()? {
-            let file = self.given.are_many().then(|| opened.name.clone());
+        let mut report = Report { verdict: "identical", channels: Vec::new(), together: None };
+        let all = self.given.open()?;
+        let are_many = all.len() > 1;
+        for opened in all {
+            let file = are_many.then(|| opened.name.clone());
             let mut tell = |channel, label: Option<String>, found: Verification| {
                 let line = Channel::new(channel, file.clone(), label, &found);
-                self.tell(&line, &found)?;
+                let told = self.tell(&line, &found);
                 report.verdict = worse(report.verdict, line.verdict);
                 report.channels.push(line);
-                io::Result::Ok(())
+                told
             };
             let failed = |error| Verification { error: Some(error), ..Verification::default() };
             match opened.outcome {
                 Err(error) => tell(error.channel(), None, failed(error))?,
-                Ok(contents) => {
-                    for mut part in contents.parts {
-                        let found = prove(&mut part, &reading);
-                        tell(part.channel, part.label, found)?;
-                    }
+                Ok(mut contents) => {
+                    note(&contents.notes);
+                    let mut told = Ok(());
+                    let whole = prove_all(&mut contents.parts, &reading, |part, found| {
+                        if told.is_ok() {
+                            told = tell(part.channel, part.label.clone(), found);
+                        }
+                    });
+                    told?;
                     if let Some(fault) = contents.fault {
                         tell(ChannelId::Container, None, failed(fault))?;
+                    }
+                    if let Some(whole) = whole {
+                        let verdict = if whole.is_consistent() { "identical" } else { "failed" };
+                        report.verdict = worse(report.verdict, verdict);
+                        self.tell_whole(file.as_deref(), &whole)?;
+                        report.together.get_or_insert_with(|| whole_json(&whole));
                     }
                 }
             }
@@ -84,11 +104,69 @@ impl Verify {
         for complaint in &found.complaints {
             complain("forgiven", complaint);
         }
-        for note in &found.notes {
-            let _ = writeln!(io::stderr(), "note: {note}");
-        }
+        note(&found.notes);
         Ok(())
     }
+
+    fn tell_whole(&self, file: Option<&str>, whole: &Whole) -> io::Result<()> {
+        if !self.given.json {
+            let file = file.map_or_else(String::new, |file| format!("{file}: "));
+            writeln!(io::stdout(), "{file}{}", whole_text(whole))?;
+        }
+        for fault in whole.faults.iter().skip(1) {
+            complain("together", fault);
+        }
+        note(&whole.notes);
+        Ok(())
+    }
+}
+
+/// All channels together, in one line.
+fn whole_text(whole: &Whole) -> String {
+    let mut line = format!("together: {} multifd channels, ", whole.channels);
+    let _ = match whole.sync {
+        Some(mode) => write!(line, "{} {mode} synchronisations", whole.synchronisations),
+        None => write!(line, "no synchronisation"),
+    };
+    if whole.unmatched > 0 {
+        let _ = write!(line, " ({} SYNC unmatched)", whole.unmatched);
+    }
+    if let Some(method) = whole.compression {
+        let _ = write!(line, ", {} payloads decoded ({})", whole.payloads, method_name(method));
+    }
+    if !whole.devices.is_empty() {
+        let complete = whole.devices.iter().filter(|device| device.incomplete.is_none()).count();
+        let _ = write!(line, ", state of {complete} of {} devices complete", whole.devices.len());
+    }
+    match whole.faults.first() {
+        Some(fault) => format!("{line}: failed: {}", output::whole_text(fault)),
+        None => format!("{line}: consistent"),
+    }
+}
+
+fn whole_json(whole: &Whole) -> Value {
+    let mut value = json!({
+        "verdict": if whole.is_consistent() { "consistent" } else { "failed" },
+        "channels": whole.channels,
+        "sync": whole.sync.map(|mode| mode.to_string()),
+        "synchronisations": whole.synchronisations,
+        "unmatched": whole.unmatched,
+        "compression": whole.compression.map(method_name),
+        "payloads": whole.payloads,
+        "devices": whole.devices.iter().map(super::recv::device_json).collect::<Vec<_>>(),
+        "errors": whole.faults.iter().map(output::error_json).collect::<Vec<_>>(),
+        "notes": whole.notes,
+    });
+    if let (Some(value), Ok(Value::Object(counts))) =
+        (value.as_object_mut(), serde_json::to_value(whole.counts))
+    {
+        value.extend(counts);
+    }
+    value
+}
+
+fn method_name(method: Method) -> String {
+    codec::name(method).map_or_else(|| format!("{:#x}", method.0), str::to_owned)
 }
 
 impl Channel {
@@ -107,6 +185,7 @@ impl Channel {
             events: found.events,
             sections: found.sections,
             pages: found.pages,
+            packets: found.packets,
             verdict,
             error: found.error.as_ref().map(output::error_json),
             complaints: found.complaints.iter().map(output::error_json).collect(),
@@ -132,18 +211,30 @@ impl Channel {
             (None, Some(at)) => format!("different: the byte at {at:#x} is not given back as it came"),
             (None, None) => "byte-identical".to_owned(),
         };
-        let counts = match self.channel == ChannelId::ReturnPath.to_string() {
-            true => format!("{} messages", self.events),
-            false => format!("{} sections, {} pages", self.sections, self.pages),
+        let counts = match &self.packets {
+            Some(packets) => packet_words(packets),
+            None if self.channel == ChannelId::ReturnPath.to_string() => format!("{} messages", self.events),
+            None => format!("{} sections, {} pages", self.sections, self.pages),
         };
         format!("{line}: {} bytes, {counts}: {outcome}", self.bytes)
     }
 }
 
+fn packet_words(packets: &PacketCounts) -> String {
+    let mut words = format!(
+        "{} packets, {} syncs, {} pages ({} zero)",
+        packets.packets, packets.syncs, packets.pages, packets.zero_pages
+    );
+    if packets.device_packets > 0 {
+        let _ = write!(words, ", {} of device state", packets.device_packets);
+    }
+    words
+}
+
 /// Whether a channel was not even begun, because nothing here reads its kind.
 fn is_unsupported(error: &Error) -> bool {
     error.kind() == ErrorKind::Unsupported
-        && matches!(error.channel(), ChannelId::Multifd(_) | ChannelId::Preempt | ChannelId::Connection(_))
+        && matches!(error.channel(), ChannelId::Preempt | ChannelId::Connection(_))
 }
 
 /// The overall verdict: a channel that could not be read is no success either.

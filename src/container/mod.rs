@@ -4,21 +4,31 @@
 //! plain stream            -> main channel
 //! pcapng recording        -> every connection, both directions
 //! qcow2 image             -> the VM state of every internal snapshot
-//! raw dumps of channels   -> each what its first bytes say
+//! raw dumps of channels   -> each what its first bytes say; several are one migration
+//! directory of such dumps -> the same, with the direction in the name of the file
 //! gzip, libvirt, TLS, ..  -> an error that says what it is and what to do
 //! ```
 //! [`open`] looks at the first bytes only and gives [`Part`]s; a part opens its own [`ChannelInput`] when it is asked to. A
 //! part that can be sought in also gives the VM description at its end, before anything else is read.
 
+mod directory;
 mod mapped;
+mod pages;
+mod places;
 pub mod qcow2;
+mod together;
 mod trailer;
 
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
+pub use directory::join;
 pub use mapped::Mapped;
+pub use pages::{MultifdPage, Pages};
+pub use places::Places;
+pub use together::{ChannelEnd, Item, Together, TogetherOptions};
 pub use trailer::Trailer;
 
 use crate::capture::{self, ChannelBytes, Direction, FileKind, Reader};
@@ -40,6 +50,8 @@ pub struct Contents {
     pub parts: Vec<Part>,
     /// Why there may be more in it than that: a recording that is cut off.
     pub fault: Option<Error>,
+    /// What was left out, and is no fault.
+    pub notes: Vec<String>,
 }
 
 /// One channel.
@@ -54,7 +66,7 @@ pub struct Part {
 enum Place {
     File(PathBuf),
     Once(Option<Once>),
-    Recorded { path: PathBuf, interface: usize, direction: Direction },
+    Recorded { path: PathBuf, interface: usize, direction: Direction, places: Option<Arc<[capture::Place]>> },
     Snapshot { path: PathBuf, index: usize, id: String },
 }
 
@@ -76,7 +88,7 @@ pub fn open(path: &Path, lenient: bool) -> Result<Contents> {
     let failed = |e| Error::io(DOING, name.clone(), e).on(ChannelId::Container);
     let mut file = File::open(path).map_err(failed)?;
     if file.metadata().map_err(failed)?.is_dir() {
-        return Err(failed(io::ErrorKind::IsADirectory.into()));
+        return directory::open(path, lenient);
     }
     if file.seek(SeekFrom::End(0)).is_err() {
         return open_once(Box::new(file), name, lenient);
@@ -90,7 +102,7 @@ pub fn open(path: &Path, lenient: bool) -> Result<Contents> {
         FileKind::Qcow2 => (snapshots(path, file)?, None),
         _ => (vec![Part::plain(channel_of(kind, &first, &name, lenient)?, Place::File(path.into()))], None),
     };
-    Ok(Contents { name, kind, parts, fault })
+    Ok(Contents { name, kind, parts, fault, notes: Vec::new() })
 }
 
 /// Takes what can be read once only.
@@ -107,7 +119,8 @@ pub fn open_once(mut input: Once, name: String, lenient: bool) -> Result<Content
     }
     let channel = channel_of(kind, &first, &name, lenient)?;
     let input: Once = Box::new(io::Cursor::new(first).chain(input));
-    Ok(Contents { name, kind, parts: vec![Part::plain(channel, Place::Once(Some(input)))], fault: None })
+    let parts = vec![Part::plain(channel, Place::Once(Some(input)))];
+    Ok(Contents { name, kind, parts, fault: None, notes: Vec::new() })
 }
 
 impl Part {
@@ -126,7 +139,11 @@ impl Part {
                 None => Err(Error::nowhere(ErrorKind::Misuse, DOING, "a pipe can be read once only")),
             },
             Place::File(path) => file_input(path, access).map_err(|e| failed(path, e)),
-            Place::Recorded { path, interface, direction } => {
+            Place::Recorded { path, places: Some(places), .. } => {
+                let file = File::open(&*path).map_err(|e| failed(path, e))?;
+                Places::new(file, Arc::clone(places)).map(ChannelInput::Recorded).map_err(|e| failed(path, e))
+            }
+            Place::Recorded { path, interface, direction, .. } => {
                 let reader = Reader::new(File::open(&*path).map_err(|e| failed(path, e))?)?;
                 let bytes = ChannelBytes::new(reader, *interface, *direction);
                 Ok(ChannelInput::Streaming(Streaming(Box::new(bytes))))
@@ -160,8 +177,16 @@ impl Part {
         match &self.place {
             Place::File(path) => std::fs::metadata(path).ok().filter(|m| m.is_file()).map(|m| m.len()),
             Place::Snapshot { path, index, .. } => open_snapshot(path, *index).ok().map(|state| state.size()),
-            Place::Once(_) | Place::Recorded { .. } => None,
+            Place::Recorded { places, .. } => {
+                places.as_ref().map(|places| places.iter().map(|place| u64::from(place.len)).sum())
+            }
+            Place::Once(_) => None,
         }
+    }
+
+    /// Whether it can be opened more than once.
+    pub fn is_lasting(&self) -> bool {
+        !matches!(self.place, Place::Once(_))
     }
 
     /// Whether this is the snapshot of that name or id.
@@ -189,7 +214,9 @@ pub enum ChannelInput {
     File(Seeking<File>),
     /// The VM state of a snapshot.
     Snapshot(Seeking<qcow2::VmState<File>>),
-    /// A pipe, or a channel of a recording.
+    /// A channel of a recording.
+    Recorded(Places),
+    /// A pipe, or a channel of a recording that has to be read as one.
     Streaming(Streaming<Once>),
 }
 
@@ -199,6 +226,7 @@ impl Input for ChannelInput {
             Self::Mapped(input) => input.read(buffer),
             Self::File(input) => input.read(buffer),
             Self::Snapshot(input) => input.read(buffer),
+            Self::Recorded(input) => input.read(buffer),
             Self::Streaming(input) => input.read(buffer),
         }
     }
@@ -208,6 +236,7 @@ impl Input for ChannelInput {
             Self::Mapped(input) => input.skip(count),
             Self::File(input) => input.skip(count),
             Self::Snapshot(input) => input.skip(count),
+            Self::Recorded(input) => input.skip(count),
             Self::Streaming(input) => input.skip(count),
         }
     }
@@ -217,6 +246,7 @@ impl Input for ChannelInput {
             Self::Mapped(input) => input.stride(),
             Self::File(input) => input.stride(),
             Self::Snapshot(input) => input.stride(),
+            Self::Recorded(input) => input.stride(),
             Self::Streaming(input) => input.stride(),
         }
     }
@@ -270,11 +300,16 @@ fn snapshots(path: &Path, file: File) -> Result<Vec<Part>> {
 /// The channels of a recording, by the names that they were recorded under; by their first bytes where those say nothing.
 fn recorded(path: &Path, file: File) -> Result<(Vec<Part>, Option<Error>)> {
     let listing = capture::channels(file)?;
+    let mut places = listing.places.unwrap_or_default().into_iter();
     let mut parts = Vec::new();
     let mut connections = 0;
     for summary in listing.channels {
-        let place =
-            Place::Recorded { path: path.into(), interface: summary.interface, direction: summary.direction };
+        let place = Place::Recorded {
+            path: path.into(),
+            interface: summary.interface,
+            direction: summary.direction,
+            places: places.next().map(Arc::from),
+        };
         let channel = match summary.channel() {
             Some(channel) if !matches!(channel, ChannelId::Connection(_)) => channel,
             _ => {

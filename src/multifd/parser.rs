@@ -193,6 +193,11 @@ impl PacketParser {
         self.batch.page_size = page_size;
     }
 
+    /// Target page size: how long packets are.
+    pub fn page_size(&self) -> u64 {
+        self.page_size
+    }
+
     /// What the channel began with.
     pub fn hello(&self) -> Option<&MultifdHello> {
         self.hello.as_ref()

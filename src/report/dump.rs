@@ -15,6 +15,7 @@ use super::words;
 use crate::channel::Located;
 use crate::container::{Access, Part, unwrap_error};
 use crate::error::{ChannelId, Error, ErrorKind, Result};
+use crate::multifd::Packet;
 use crate::stream::{Event, Grammar};
 use crate::wire::{Bulk, PageBody, RamFlags, SectionKind};
 
@@ -83,6 +84,7 @@ pub fn dump(
     let result = match part.channel {
         ChannelId::Main => main_channel(part, reading, &mut rows, &mut outcome),
         ChannelId::ReturnPath => return_path(part, reading, &mut rows),
+        ChannelId::Multifd(_) => multifd(part, reading, &mut rows, &mut outcome),
         other => Err(unsupported(other)),
     };
     let end = rows.finish()?;
@@ -116,6 +118,21 @@ fn return_path(part: &mut Part, reading: &Reading, rows: &mut Rows<'_>) -> Resul
         let what = words::reply(&located.event);
         rows.push(Row::new(located.range.start, located.range.end, located.raw, what), ChannelId::ReturnPath)
     })
+}
+
+fn multifd(part: &mut Part, reading: &Reading, rows: &mut Rows<'_>, outcome: &mut Outcome) -> Result<()> {
+    let channel = part.channel;
+    let (mut feed, mut parser) = reading.multifd(part, Access::Outline)?;
+    let result = feed.run(&mut parser, |located, parser| {
+        let what = words::packet(&located.event, parser);
+        let mut row = Row::new(located.range.start, located.range.end, located.raw, what);
+        if let Packet::Payload(_) | Packet::DeviceData(_) = located.event {
+            (row.depth, row.tag) = (1, Some(Tag::Piece("payload")));
+        }
+        rows.push(row, channel)
+    });
+    outcome.complaints = parser.complaints().to_vec();
+    result.map_err(|error| error.on(channel))
 }
 
 impl Row {

@@ -7,7 +7,7 @@ use crate::channel::Located;
 use crate::dialect::{Dialect, Difference, Release};
 use crate::stream::Event;
 use crate::vmstate::{Description, Field, Style, Vmsd};
-use crate::wire::{Command, ConfigurationSubsection, PageBody, RamFlags};
+use crate::wire::{Command, ConfigurationSubsection, Method, MultifdFlags, PageBody, RamFlags, RamPacket};
 
 /// Something that a stream shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +58,80 @@ impl Evidence {
             }
             _ => {}
         }
+    }
+
+    /// Takes note of a multifd packet. `before`: bytes of payload of the channel's last packet that had any, 0 if none had.
+    pub fn note_packet(&mut self, packet: &RamPacket<'_>, before: u32) {
+        let flags = packet.head.flags;
+        let has_sync = flags.contains(MultifdFlags::SYNC);
+        if packet.normal_pages == 0 && packet.zero_pages == 0 {
+            if !has_sync {
+                self.add(
+                    Difference::MultifdDataWithSync,
+                    true,
+                    "there are packets with neither pages nor SYNC",
+                );
+            }
+            match packet.pages_alloc {
+                0 => self.add(Difference::MultifdStaleFields, false, "packets without pages are all zero"),
+                _ => {
+                    self.add(
+                        Difference::MultifdStaleFields,
+                        true,
+                        "packets show what earlier ones have left",
+                    );
+                }
+            }
+            match packet.payload_size {
+                0 if before > 0 && packet.pages_alloc > 0 => {
+                    self.add(
+                        Difference::MultifdStaleSize,
+                        false,
+                        "packets without pages have no payload size",
+                    );
+                }
+                size if size > 0 => {
+                    self.add(Difference::MultifdStaleSize, true, "packets without pages have a payload size");
+                }
+                _ => {}
+            }
+            return;
+        }
+        if has_sync {
+            self.add(Difference::MultifdDataWithSync, true, "there are packets with pages and SYNC");
+        }
+        if packet.zero_pages > 0 {
+            self.add(Difference::MultifdZeroPages, true, "zero pages stand in packets");
+        }
+        if matches!(flags.method(), Method::QPL | Method::UADK | Method::QATZIP) {
+            self.add(Difference::MultifdWideMethod, true, "pages are encoded by a method of 9.1 or later");
+        }
+    }
+
+    /// Takes note of a multifd packet of device state.
+    pub fn note_device_packet(&mut self) {
+        self.add(Difference::MultifdDevicePackets, true, "device state is in multifd packets");
+    }
+
+    /// Takes note of all channels of a migration that came to its end, synchronised by words of the main channel: whether each
+    /// channel has a SYNC at its end that nothing answers.
+    pub fn note_trailing_sync(&mut self, is_there: bool) {
+        match is_there {
+            true => self.add(
+                Difference::MultifdTrailingSync,
+                true,
+                "the last SYNC of every channel is not answered",
+            ),
+            false => self.add(Difference::MultifdTrailingSync, false, "every SYNC is answered"),
+        }
+    }
+
+    /// Takes over what another channel of the same migration shows.
+    pub fn merge(&mut self, other: &Self) {
+        for fact in &other.facts {
+            self.add(fact.difference, fact.holds, fact.what);
+        }
+        self.machine = self.machine.or(other.machine);
     }
 
     /// Takes note of the description. `configured`: the stream has a configuration record, which the description may name.
@@ -186,6 +260,42 @@ mod tests {
         assert_eq!(range(&evidence), "10.0..11.0");
         evidence.add(Difference::DescriptionSpaced, true, "");
         assert_eq!(range(&evidence), "none");
+    }
+
+    #[test]
+    fn packets_tell_who_made_them() {
+        use crate::multifd::Framer;
+        use crate::wire::Cursor;
+        for release in Release::KNOWN {
+            let dialect = Dialect::release(*release);
+            let mut framer = Framer::new(dialect, 4096);
+            let mut evidence = Evidence::default();
+            let mut note = |bytes: &[u8], before| {
+                let packet = RamPacket::parse(&mut Cursor::new(0, bytes), 128).unwrap();
+                evidence.note_packet(&packet, before);
+            };
+            note(framer.sync(0), 0);
+            let has_zero = dialect.has(Difference::MultifdZeroPages);
+            let zero = if has_zero { &[4096][..] } else { &[] };
+            note(framer.pages(b"ram", &[0], zero, Method::NONE, 4096, 1), 0);
+            note(framer.sync(2), 4096);
+            if dialect.has(Difference::MultifdDataWithSync) {
+                note(framer.pages_with_sync(b"ram", &[0], Method::NONE, 4096, 3), 4096);
+            }
+            assert!(evidence.candidates().contains(release), "{release}: {}", range(&evidence));
+            let expected = match release {
+                _ if dialect.has(Difference::MultifdStaleSize) => "5.2..8.1",
+                _ if dialect.has(Difference::MultifdStaleFields) => "8.2..8.2",
+                _ => "9.0..11.1",
+            };
+            assert_eq!(range(&evidence), expected, "{release}");
+        }
+        let mut evidence = Evidence::default();
+        evidence.add(Difference::MultifdZeroPages, true, "");
+        let mut other = Evidence::default();
+        other.note_trailing_sync(true);
+        evidence.merge(&other);
+        assert_eq!(range(&evidence), "9.1..9.2");
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::ops::ControlFlow;
 use serde::Serialize;
 
 use super::evidence::Evidence;
+use super::migration::{PacketSummary, Packets};
 use super::reading::{Chapter, Reading, unsupported};
 use super::words;
 use crate::channel::Located;
@@ -64,6 +65,9 @@ pub struct Summary {
     pub lines_left_out: u64,
     /// Whether a postcopy was begun.
     pub postcopy: bool,
+    /// What a multifd channel has, if this is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub multifd: Option<PacketSummary>,
     /// Status that the destination sent at the end of a return path.
     pub shut: Option<u32>,
     /// Bytes behind the end.
@@ -182,6 +186,7 @@ pub fn inspect(part: &mut Part, reading: &Reading) -> Summary {
     let result = match part.channel {
         ChannelId::Main => main_channel(part, reading, &mut summary),
         ChannelId::ReturnPath => return_path(part, reading, &mut summary),
+        ChannelId::Multifd(id) => multifd(id, part, reading, &mut summary),
         other => Err(unsupported(other)),
     };
     summary.error = result.err().map(unwrap_error);
@@ -195,7 +200,7 @@ fn main_channel(part: &mut Part, reading: &Reading, summary: &mut Summary) -> Re
         collector.note(located, parser.grammar());
         Ok(ControlFlow::Continue(()))
     });
-    let outcome = collector.finish(parser.grammar(), reading, result);
+    let (_, outcome) = collector.finish(parser.grammar(), reading, result);
     if let Some(path) = part.file() {
         let counted = File::open(path).and_then(|mut file| count_mapped(&mut file, &mut summary.blocks));
         if let Err(e) = counted {
@@ -203,6 +208,18 @@ fn main_channel(part: &mut Part, reading: &Reading, summary: &mut Summary) -> Re
         }
     }
     outcome
+}
+
+fn multifd(id: u8, part: &mut Part, reading: &Reading, summary: &mut Summary) -> Result<()> {
+    let (mut feed, mut parser) = reading.multifd(part, Access::Outline)?;
+    let mut packets = Packets::default();
+    let result = feed.run(&mut parser, |located, parser| {
+        packets.note(located, parser);
+        Ok(ControlFlow::Continue(()))
+    });
+    packets.summarize(id, parser.page_size(), summary);
+    summary.complaints = parser.complaints().to_vec();
+    result.map_err(|error| error.on(part.channel))
 }
 
 fn return_path(part: &mut Part, reading: &Reading, summary: &mut Summary) -> Result<()> {
@@ -240,7 +257,7 @@ impl Summary {
 }
 
 impl Writer {
-    fn new(evidence: &Evidence) -> Self {
+    pub(super) fn new(evidence: &Evidence) -> Self {
         let machine = evidence.machine().map(|release| format!("the machine type is of {release}"));
         Self {
             releases: evidence.candidates().iter().map(ToString::to_string).collect(),
@@ -253,7 +270,7 @@ impl Writer {
 }
 
 /// What is collected while a main channel passes.
-struct Collector<'s> {
+pub(super) struct Collector<'s> {
     summary: &'s mut Summary,
     evidence: Evidence,
     chapter: Chapter,
@@ -270,7 +287,7 @@ struct Collector<'s> {
 }
 
 impl<'s> Collector<'s> {
-    fn new(summary: &'s mut Summary) -> Self {
+    pub(super) fn new(summary: &'s mut Summary) -> Self {
         Self {
             summary,
             evidence: Evidence::default(),
@@ -283,7 +300,7 @@ impl<'s> Collector<'s> {
         }
     }
 
-    fn note(&mut self, located: &Located<'_, Event<'_>>, grammar: &Grammar) {
+    pub(super) fn note(&mut self, located: &Located<'_, Event<'_>>, grammar: &Grammar) {
         self.evidence.note(located);
         self.summary.bytes = located.range.end;
         if let Event::Page(page) = &located.event {
@@ -385,7 +402,13 @@ impl<'s> Collector<'s> {
         }
     }
 
-    fn finish(mut self, grammar: &Grammar, reading: &Reading, result: Result<()>) -> Result<()> {
+    /// Completes the summary; what the channel shows, and why it could not be read to its end.
+    pub(super) fn finish(
+        mut self,
+        grammar: &Grammar,
+        reading: &Reading,
+        result: Result<()>,
+    ) -> (Evidence, Result<()>) {
         // A section that the stream ends in has what has come of it.
         self.close(self.summary.bytes);
         let summary = self.summary;
@@ -415,7 +438,7 @@ impl<'s> Collector<'s> {
             summary.notes = self.chapter.strangers(schema);
         }
         summary.writer = Writer::new(&self.evidence);
-        fault.map_or(Ok(()), Err)
+        (self.evidence, fault.map_or(Ok(()), Err))
     }
 }
 

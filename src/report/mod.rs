@@ -8,15 +8,22 @@
 //! All three read a channel once, front to back, and keep nothing that grows with the guest. [`Reading`] says how.
 
 #[cfg(all(feature = "container", feature = "json"))]
+mod devices;
+#[cfg(all(feature = "container", feature = "json"))]
 pub mod dump;
 #[cfg(all(feature = "container", feature = "json"))]
 mod evidence;
 #[cfg(all(feature = "container", feature = "json"))]
 pub mod inspect;
 #[cfg(all(feature = "container", feature = "json"))]
+pub mod migration;
+pub mod packets;
+#[cfg(all(feature = "container", feature = "json"))]
 mod proof;
 #[cfg(all(feature = "container", feature = "json"))]
 mod reading;
+#[cfg(all(feature = "container", feature = "json"))]
+mod together;
 pub mod verify;
 #[cfg(all(feature = "container", feature = "json"))]
 mod words;
@@ -24,6 +31,8 @@ mod words;
 #[cfg(all(feature = "container", feature = "json"))]
 pub use evidence::{Evidence, Fact};
 #[cfg(all(feature = "container", feature = "json"))]
-pub use proof::prove;
+pub use proof::{prove, prove_all};
 #[cfg(all(feature = "container", feature = "json"))]
 pub use reading::{Chapter, Reading};
+#[cfg(all(feature = "container", feature = "json"))]
+pub use together::Whole;

@@ -1,10 +1,13 @@
 //! How a channel is read for a report, and what every report needs to know about a main channel's description.
 
+use std::ops::ControlFlow;
+
 use crate::channel::Feed;
-use crate::container::{self, Access, ChannelInput, Part};
+use crate::container::{self, Access, ChannelInput, Part, Together, TogetherOptions};
 use crate::dialect::Dialect;
 use crate::error::{ChannelId, Error, ErrorKind, Result};
 use crate::limits::MAX_DESCRIPTION;
+use crate::multifd::PacketParser;
 use crate::postcopy::ReturnParser;
 use crate::stream::{Event, Mode, Parser};
 use crate::vmstate::{Description, Disagreement, Ledger};
@@ -18,6 +21,8 @@ pub struct Reading {
     pub dialect: Dialect,
     /// Description of another stream of the same build and machine, for streams that have none of their own.
     pub schema: Option<Description>,
+    /// Target page size of multifd channels that are read without their main channel; see [`page_size_of`](Self::page_size_of).
+    pub page_size: Option<u64>,
 }
 
 impl Reading {
@@ -28,6 +33,11 @@ impl Reading {
     /// # Errors
     /// If the part cannot be opened.
     pub fn main_channel(&self, part: &mut Part, access: Access) -> Result<(Feed<ChannelInput>, Parser)> {
+        let parser = self.main_parser(part, access)?;
+        Ok((Feed::new(part.input(access)?), parser))
+    }
+
+    fn main_parser(&self, part: &Part, access: Access) -> Result<Parser> {
         let trailer = part.trailer()?;
         let own = trailer.and_then(|t| Description::parse(&t.text, t.offset).ok());
         let mut parser = Parser::with(self.mode, self.dialect);
@@ -40,7 +50,46 @@ impl Reading {
         if access == Access::Outline {
             parser = parser.with_elision();
         }
+        Ok(parser)
+    }
+
+    /// Opens `part` with a parser for a multifd channel.
+    ///
+    /// # Errors
+    /// If the part cannot be opened.
+    pub fn multifd(&self, part: &mut Part, access: Access) -> Result<(Feed<ChannelInput>, PacketParser)> {
+        let parser = PacketParser::with(self.mode, self.dialect, self.page_size.unwrap_or(4096));
+        let parser = if access == Access::Outline { parser.with_elision() } else { parser };
         Ok((Feed::new(part.input(access)?), parser))
+    }
+
+    /// The page size that the main channel among `parts` says, if there is one that can be read twice: its multifd channels
+    /// do not say it.
+    pub fn page_size_of(&self, parts: &mut [Part]) -> Option<u64> {
+        let main = parts.iter_mut().find(|part| part.channel == ChannelId::Main && part.is_lasting())?;
+        let (mut feed, mut parser) = self.main_channel(main, Access::Outline).ok()?;
+        // It is said before the first page, whatever comes of the rest.
+        let _ = feed.run(&mut parser, |located, _| {
+            Ok(match located.event {
+                Event::RamWord(_) => ControlFlow::Break(()),
+                _ => ControlFlow::Continue(()),
+            })
+        });
+        Some(parser.grammar().page_size())
+    }
+
+    /// Opens the main channel and the multifd channels among `parts`, to be read in their order.
+    ///
+    /// # Errors
+    /// If they cannot be opened, or are not those of one migration.
+    pub fn together(&self, parts: &mut [Part], access: Access) -> Result<Together> {
+        let main = parts.iter().position(|part| part.channel == ChannelId::Main);
+        let parser = match main.map(|at| &parts[at]) {
+            Some(part) => self.main_parser(part, access)?,
+            None => Parser::with(self.mode, self.dialect).with_page_size(self.page_size.unwrap_or(4096)),
+        };
+        let options = TogetherOptions { parser, mode: self.mode, dialect: self.dialect, access };
+        Together::open(parts, &options)
     }
 
     /// Opens `part` with a parser for a return path.
@@ -65,7 +114,7 @@ impl Reading {
             let mut chapter = Chapter::default();
             let outcome = feed.run(&mut parser, |located, _| {
                 chapter.note(&located.event, located.range.end);
-                Ok(std::ops::ControlFlow::Continue(()))
+                Ok(ControlFlow::Continue(()))
             });
             outcome.map_err(container::unwrap_error)?;
             if let Some(description) = chapter.description() {

@@ -2,7 +2,8 @@
 
 use std::ops::ControlFlow;
 
-use crate::channel::{ChannelEvent as _, ChannelParser, Feed, Input, Located};
+use super::packets::PacketCounts;
+use crate::channel::{ChannelEvent, ChannelParser, Feed, Input, Located};
 use crate::error::{Error, Result};
 use crate::stream::{Event, Parser};
 use crate::wire::Sink;
@@ -18,6 +19,8 @@ pub struct Verification {
     pub sections: u64,
     /// Pages among them.
     pub pages: u64,
+    /// What a multifd channel has besides.
+    pub packets: Option<PacketCounts>,
     /// Offset of the first byte that was not given back as it came.
     pub difference: Option<u64>,
     /// Why parsing stopped before the end.
@@ -33,6 +36,26 @@ impl Verification {
     pub fn is_identical(&self) -> bool {
         self.difference.is_none() && self.error.is_none()
     }
+
+    /// Emits an event again and compares it with the bytes it came from.
+    pub(super) fn compare<E: ChannelEvent>(&mut self, located: &Located<'_, E>) {
+        let mut compare = Compare { expected: located.raw, at: 0, equal: true };
+        located.event.emit(&mut compare);
+        if !compare.is_complete() && self.difference.is_none() {
+            self.difference = Some(located.range.start + compare.at as u64);
+        }
+        self.events += 1;
+        self.bytes = located.range.end;
+    }
+
+    /// Takes note of what an event of a main channel is.
+    pub(super) fn count(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Section(_) => self.sections += 1,
+            Event::Page(_) => self.pages += 1,
+            _ => {}
+        }
+    }
 }
 
 /// Verifies a channel: every event that `parser` makes of `feed` is emitted again and compared with the bytes it came from.
@@ -45,14 +68,8 @@ where
 {
     let mut found = Verification::default();
     let outcome: Result<()> = feed.run(parser, |located, _| {
-        found.events += 1;
         note(&mut found, located);
-        let mut compare = Compare { expected: located.raw, at: 0, equal: true };
-        located.event.emit(&mut compare);
-        if !compare.is_complete() && found.difference.is_none() {
-            found.difference = Some(located.range.start + compare.at as u64);
-        }
-        found.bytes = located.range.end;
+        found.compare(located);
         Ok(ControlFlow::Continue(()))
     });
     found.error = outcome.err();
@@ -71,11 +88,7 @@ pub fn main_channel_with<I: Input>(
     mut note: impl FnMut(&Located<'_, Event<'_>>),
 ) -> Verification {
     let mut found = channel(feed, parser, |found, located| {
-        match located.event {
-            Event::Section(_) => found.sections += 1,
-            Event::Page(_) => found.pages += 1,
-            _ => {}
-        }
+        found.count(&located.event);
         note(located);
     });
     found.complaints = parser.grammar().complaints().to_vec();

@@ -1,10 +1,11 @@
 //! Events in words, for dumps and summaries.
 
+use crate::multifd::{Packet, PacketParser, codec};
 use crate::postcopy::Reply;
 use crate::stream::{Event, Grammar};
 use crate::wire::{
-    Command, ConfigurationSubsection, Message, Name, Page, PageBody, PageWord, RamBlock, RamFlags,
-    SectionHead,
+    Command, ConfigurationSubsection, Cursor, Message, Method, MultifdFlags, Name, Page, PageBody, PageWord,
+    RamBlock, RamFlags, RamPacket, SectionHead, VfioPacketFlags, VfioPacketHead, Wire as _,
 };
 
 /// What an event says. `grammar` is the state behind it.
@@ -112,6 +113,110 @@ fn message(message: &Message<'_>) -> String {
     }
 }
 
+/// What a record of a multifd channel says; `parser` is the state behind it.
+pub(super) fn packet(packet: &Packet<'_>, parser: &PacketParser) -> String {
+    match packet {
+        Packet::Hello(hello) => {
+            let whose = match hello.uuid {
+                [0, ..] if hello.uuid == [0; 16] => "no UUID".to_owned(),
+                bytes => format!("UUID {}", uuid(&bytes)),
+            };
+            let unused = if hello.unused.iter().any(|b| *b != 0) { ", unused bytes in use" } else { "" };
+            format!("hello of multifd channel {}, version {}, {whose}{unused}", hello.id, hello.version)
+        }
+        Packet::Ram(packet) => ram_packet(packet, parser),
+        Packet::Payload(_) => "payload".to_owned(),
+        Packet::Device(packet) => format!(
+            "state of {:?} {}, {} bytes",
+            packet.idstr.name(),
+            packet.instance_id,
+            packet.payload_size
+        ),
+        Packet::DeviceData(bulk) => {
+            // Where the payload begins, so does the head that VFIO has in it.
+            let batch = parser.batch();
+            let is_first = batch.payload_len() - batch.left() == bulk.len();
+            let head = bulk
+                .bytes()
+                .filter(|_| is_first)
+                .map(|bytes| VfioPacketHead::parse(&mut Cursor::new(0, bytes)));
+            match head {
+                Some(Ok(head)) if head.flags.contains(VfioPacketFlags::CONFIG_STATE) => {
+                    format!("VFIO packet {}, the config", head.idx)
+                }
+                Some(Ok(head)) => format!("VFIO packet {}", head.idx),
+                _ => "device state".to_owned(),
+            }
+        }
+    }
+}
+
+fn ram_packet(packet: &RamPacket<'_>, parser: &PacketParser) -> String {
+    let batch = parser.batch();
+    let (normal, zero) = (batch.normal(), batch.zero());
+    let mut text = format!("packet {}", packet.packet_num);
+    let sync = packet.head.flags.contains(MultifdFlags::SYNC);
+    if normal.is_empty() && zero.is_empty() {
+        text += if sync { ", SYNC" } else { ", of nothing" };
+        // What sources up to 8.2 leave behind.
+        if !packet.block.name().is_empty() {
+            text += &format!(" (left over: {:?}, {} bytes)", packet.block.name(), packet.payload_size);
+        }
+    } else {
+        let page_size = parser.page_size();
+        let mut parts = Vec::new();
+        if !normal.is_empty() {
+            parts.push(format!("{} {}", pages(normal.len(), ""), ranges(normal, page_size)));
+        }
+        if !zero.is_empty() {
+            parts.push(format!("{} {}", pages(zero.len(), "zero "), ranges(zero, page_size)));
+        }
+        text += &format!(", {} of {:?}", parts.join(" and "), batch.name());
+        if !normal.is_empty() {
+            text += &format!(", {} bytes of payload ({})", batch.payload_len(), method(batch.method()));
+        }
+        if sync {
+            text += ", SYNC";
+        }
+    }
+    let known = MultifdFlags::SYNC.0 | MultifdFlags::METHOD_MASK | MultifdFlags::DEVICE_STATE.0;
+    if packet.head.flags.0 & !known != 0 {
+        text += &format!(", flags {:#x}", packet.head.flags.0);
+    }
+    text
+}
+
+fn pages(count: usize, kind: &str) -> String {
+    format!("{count} {kind}page{}", if count == 1 { "" } else { "s" })
+}
+
+/// A method as QMP calls it.
+pub(super) fn method(method: Method) -> String {
+    codec::name(method).map_or_else(|| format!("method {:#x}", method.0), str::to_owned)
+}
+
+/// Offsets of pages, those in a row as one.
+fn ranges(offsets: &[u64], page_size: u64) -> String {
+    /// Longer lists help nobody; JSON has no more either.
+    const MOST: usize = 12;
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for offset in offsets {
+        match runs.last_mut() {
+            Some((_, end)) if end == offset => *end = offset.wrapping_add(page_size),
+            _ => runs.push((*offset, offset.wrapping_add(page_size))),
+        }
+    }
+    let shown = runs.iter().take(MOST).map(|(first, end)| match end.wrapping_sub(*first) == page_size {
+        true => format!("{first:#x}"),
+        false => format!("{first:#x}..{end:#x}"),
+    });
+    let mut text = shown.collect::<Vec<_>>().join(", ");
+    if runs.len() > MOST {
+        text += &format!(" and {} more", runs.len() - MOST);
+    }
+    text
+}
+
 /// A UUID as people write it.
 pub(super) fn uuid(bytes: &[u8; 16]) -> String {
     let mut text = String::with_capacity(36);
@@ -170,6 +275,14 @@ fn ram_block(block: &RamBlock<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn offsets_in_a_row_are_one() {
+        assert_eq!(ranges(&[0, 4096, 8192, 0x5000, 0x4000], 4096), "0x0..0x3000, 0x5000, 0x4000");
+        let apart: Vec<u64> = (0..20).map(|n| n * 8192).collect();
+        assert!(ranges(&apart, 4096).ends_with("0x16000 and 8 more"), "{}", ranges(&apart, 4096));
+        assert_eq!(ranges(&[!0xfff], 4096), "0xfffffffffffff000");
+    }
 
     #[test]
     fn a_uuid_has_its_dashes() {

@@ -7,6 +7,7 @@
 //! A page is never sent twice without a synchronisation between: which of two comes first would be up to chance.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use super::batch::Job;
 use super::fleet::{Fleet, Stage};
@@ -21,6 +22,9 @@ use crate::limits::MAX_PAGE_BITS;
 use crate::multifd::{Framer, SyncPlace, Synchronisation};
 use crate::stream::Event;
 use crate::wire::{Page, PageBody, PageWord, RamFlags, SectionFooter, SectionHead, SectionKind};
+
+/// Time in which a destination reads a packet that comes too early: it stands before all that the main channel says next.
+const BEFORE_SETUP: Duration = Duration::from_millis(300);
 
 /// A page of zeros, of any size.
 static ZEROS: [u8; 1 << MAX_PAGE_BITS] = [0; 1 << MAX_PAGE_BITS];
@@ -117,16 +121,21 @@ impl<'s, 'a> Outlet<'s, 'a> {
         }
     }
 
+    /// Sends a page that the destination has no place for yet, and gives it the time to notice.
+    pub(super) fn page_before_setup(&mut self) -> Result<()> {
+        let Some(team) = &mut self.team else { return Ok(()) };
+        let given = Some(vec![0x5a; self.shared.page_size as usize]);
+        let block = self.shared.blocks.iter().position(|b| b.used_length > 0).unwrap_or(0);
+        team.hand_over(Job::Pages { block, offsets: vec![0], given })?;
+        std::thread::sleep(BEFORE_SETUP);
+        Ok(())
+    }
+
     /// Lets everybody wait for everybody, where the dialect does.
     pub(super) fn synchronise(&mut self, place: SyncPlace) -> Result<()> {
         let Some(team) = &mut self.team else { return Ok(()) };
         let mut what = Synchronisation::at(place, self.dialect);
         match place {
-            SyncPlace::Setup if self.misdeeds.has(Misconduct::PageBeforeSetup) => {
-                let given = Some(vec![0x5a; self.shared.page_size as usize]);
-                let block = self.shared.blocks.iter().position(|b| b.used_length > 0).unwrap_or(0);
-                team.hand_over(Job::Pages { block, offsets: vec![0], given })?;
-            }
             SyncPlace::Setup => {}
             _ => {
                 what.flush &= !self.misdeeds.has(Misconduct::NoFlush);

@@ -6,6 +6,7 @@ use std::thread::Scope;
 
 use super::content::{Content, Whole};
 use super::fleet::{Fleet, Stage};
+use super::misconduct::Misconduct;
 use super::multifd::ChannelDeparture;
 use super::outlet::Outlet;
 use super::replies::{self, Replies};
@@ -70,7 +71,11 @@ impl Sending<'_, '_> {
             connect: &mut *self.connect,
         };
         let team = Team::new(self.shared, &self.source.misdeeds);
-        self.out.team.insert(team).open(self.scope, opening)
+        self.out.team.insert(team).open(self.scope, opening)?;
+        match self.source.misdeeds.has(Misconduct::PageBeforeSetup) {
+            true => self.out.page_before_setup(),
+            false => Ok(()),
+        }
     }
 
     fn open_return_path(&mut self) -> Result<()> {
