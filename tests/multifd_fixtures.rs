@@ -310,7 +310,7 @@ fn every_prefix_asks_for_more_or_gives_the_same_event() {
             for cut in cuts.filter(|cut| start + cut < bytes.len()) {
                 match before.clone().step(&bytes[start..start + cut], Tail::Open).unwrap() {
                     Step::More(missing) => {
-                        assert!(cut < len && missing > 0, "{name} at {start:#x}, {cut} shown")
+                        assert!(cut < len && missing > 0, "{name} at {start:#x}, {cut} shown");
                     }
                     Step::Event(found) => assert_eq!(found, expected, "{name} at {start:#x}, {cut} shown"),
                     Step::End => panic!("{name} at {start:#x}, {cut} shown: the end"),
@@ -338,7 +338,7 @@ fn a_channel_that_is_cut_is_truncated_there_or_ends_between_packets() {
             match &expected.error {
                 None => assert!(ends.contains(&(cut as u64)), "{name} cut at {cut} is taken for whole"),
                 Some(error) => {
-                    assert!(error.ends_with(&format!("offset {cut:#x})")), "{name} cut at {cut}: {error}")
+                    assert!(error.ends_with(&format!("offset {cut:#x})")), "{name} cut at {cut}: {error}");
                 }
             }
             if cut < 4000 {
