@@ -5,6 +5,7 @@
 mod devices;
 mod errors;
 mod misconduct;
+mod reframing;
 mod stage;
 
 use std::path::{Path, PathBuf};

@@ -308,8 +308,8 @@ impl Source {
                 && !facts.ignores_shared
             {
                 let message = format!(
-                    "the template has no pages of block \"{}\" (multifd carries them in other channels); give an \
-                     image or a pattern for it",
+                    "the template has no pages of block \"{}\" (multifd carries them in other channels, which are \
+                     not in it); give an image or a pattern for it",
                     block.name.escape_ascii()
                 );
                 return Err(Error::nowhere(ErrorKind::Unsupported, DOING, message));

@@ -169,13 +169,9 @@ impl Sending<'_, '_> {
             return Ok(());
         }
         let out = &mut self.out;
-        self.source.template.feed()?.run(&mut Parser::new(), |located, parser| {
-            match (&located.event, parser.grammar().current_block()) {
-                (Event::Page(page), Some(index)) if is_kept(index) => out.forward(index, page)?,
-                (Event::Eof, _) => return Ok(ControlFlow::Break(())),
-                _ => {}
-            }
-            Ok(ControlFlow::Continue(()))
+        self.source.template.pages(|index, page| match is_kept(index) {
+            true => out.forward(index, page),
+            false => Ok(()),
         })
     }
 

@@ -5,9 +5,11 @@
 //!                               ^setup  ^rounds
 //! send     the same again, with other commands and other pages in one PART
 //! ```
-//! A template is a raw stream, the main channel of a recording, or a [`Blank`]. It is read again whenever it is needed,
-//! and never held: it may be larger than memory.
+//! A template is a raw stream, a recording or directory of all channels, or a [`Blank`]. It is read again whenever it is needed,
+//! and never held: it may be larger than memory. Pages on multifd channels are its pages too, decoded and in an order in which
+//! they can be applied.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{self, Cursor, Read as _};
 use std::ops::ControlFlow;
@@ -15,11 +17,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::blank::Blank;
-use crate::capture::{self, ChannelBytes, Direction, FileKind, Reader};
+use crate::capture::FileKind;
 use crate::channel::{Feed, Input, Located, Seeking, Streaming};
+use crate::container::{self, Access, ChannelInput, Item, Pages, Part, Together, TogetherOptions};
 use crate::error::{ChannelId, Error, ErrorKind, Result};
+use crate::limits::MAX_RAM_BLOCKS;
+use crate::multifd::{Packet, PacketParser};
 use crate::stream::{Block, Event, Grammar, Parser};
-use crate::wire::{Command, SectionKind};
+use crate::wire::{Bulk, Command, Page, PageBody, PageWord, RamFlags, SectionKind};
 
 const DOING: &str = "reading the template";
 
@@ -34,7 +39,8 @@ pub struct Template {
 enum Origin {
     Bytes(Arc<[u8]>),
     Stream(PathBuf),
-    Recording { path: PathBuf, interface: usize },
+    /// All channels of a migration.
+    Channels(PathBuf),
 }
 
 /// What one reading of the template tells.
@@ -60,7 +66,7 @@ pub(super) struct Survey {
 }
 
 impl Template {
-    /// The template in a file: a raw stream, or a recording with a main channel.
+    /// The template in a file: a raw stream, or a recording (or a directory) with a main channel, and multifd channels perhaps.
     ///
     /// # Errors
     /// If there is none in it, if it ends early, or if it cannot be sent as a precopy stream (postcopy, mapped-ram).
@@ -68,14 +74,18 @@ impl Template {
         let failed = |e| Error::io(DOING, path.display().to_string(), e);
         let mut first = Vec::new();
         let file = File::open(path).map_err(failed)?;
-        if !file.metadata().map_err(failed)?.is_file() {
+        let metadata = file.metadata().map_err(failed)?;
+        if metadata.is_dir() {
+            return Self::survey(Origin::Channels(path.to_owned()));
+        }
+        if !metadata.is_file() {
             let message = format!("{}: a template is read twice, so it must be a file", path.display());
             return Err(Error::nowhere(ErrorKind::Misuse, DOING, message));
         }
         file.take(FileKind::ENOUGH as u64).read_to_end(&mut first).map_err(failed)?;
         let origin = match FileKind::of(&first) {
             FileKind::Stream => Origin::Stream(path.to_owned()),
-            FileKind::Pcapng => Origin::Recording { path: path.to_owned(), interface: main_channel(path)? },
+            FileKind::Pcapng => Origin::Channels(path.to_owned()),
             other => {
                 let message =
                     format!("{} is {other}, where a stream or a recording is needed", path.display());
@@ -117,23 +127,89 @@ impl Template {
         self.origin.open().map(Feed::new)
     }
 
-    fn survey(origin: Origin) -> Result<Self> {
-        let mut survey = Survey::default();
-        let mut parser = Parser::new().with_elision();
-        Feed::new(origin.open()?).run(&mut parser, |located, parser| {
-            survey.note(located, parser.grammar())?;
+    /// Hands over all pages, of all channels, with the block of each. Deltas find what they refer to.
+    pub(super) fn pages(&self, mut each: impl FnMut(usize, &Page<'_>) -> Result<()>) -> Result<()> {
+        let Origin::Channels(path) = &self.origin else {
+            return self.feed()?.run(&mut Parser::new(), |located, parser| {
+                if let (Event::Page(page), Some(index)) = (&located.event, parser.grammar().current_block()) {
+                    each(index, page)?;
+                }
+                let is_over = matches!(located.event, Event::Eof);
+                Ok(if is_over { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+            });
+        };
+        let mut pages = Pages::default();
+        let mut together = Together::open(&mut parts(path)?, &TogetherOptions::default())?;
+        together.run(|item| {
+            if let Item::Main(located, grammar) = item
+                && let (Event::Page(page), Some(index)) = (&located.event, grammar.current_block())
+            {
+                each(index, page)?;
+            }
+            pages.take(item, |page| {
+                let Some(index) = page.block else { return Ok(()) };
+                let (flags, body) = match page.content {
+                    Some(content) => (RamFlags::PAGE, PageBody::Raw(Bulk::Bytes(content))),
+                    None => (RamFlags::ZERO, PageBody::Zero(0)),
+                };
+                each(index, &Page { word: PageWord::new(page.offset, flags), block: None, body })
+            })?;
             Ok(ControlFlow::Continue(()))
         })?;
-        let grammar = parser.grammar();
-        survey.page_size = grammar.page_size();
-        survey.blocks = grammar.blocks().to_vec();
-        survey.pages.resize(survey.blocks.len(), 0);
-        survey.footers = grammar.footers().unwrap_or(true);
+        together.faults().iter().chain(pages.faults()).next().map_or(Ok(()), |fault| Err(fault.clone()))
+    }
+
+    fn survey(origin: Origin) -> Result<Self> {
+        let mut survey = Survey::default();
+        let parser = Parser::new().with_elision();
+        match &origin {
+            Origin::Channels(path) => survey.read_channels(path, parser)?,
+            _ => survey.read_stream(origin.open()?, parser)?,
+        }
         Ok(Self { origin, survey })
     }
 }
 
 impl Survey {
+    fn read_stream(&mut self, stream: Bytes, mut parser: Parser) -> Result<()> {
+        Feed::new(stream).run(&mut parser, |located, parser| {
+            self.note(located, parser.grammar())?;
+            Ok(ControlFlow::Continue(()))
+        })?;
+        self.close(parser.grammar());
+        Ok(())
+    }
+
+    fn read_channels(&mut self, path: &Path, parser: Parser) -> Result<()> {
+        let options = TogetherOptions { parser, access: Access::Outline, ..TogetherOptions::default() };
+        let mut together = Together::open(&mut parts(path)?, &options)?;
+        let mut pages = HashMap::new();
+        together.run(|item| {
+            match item {
+                Item::Main(located, grammar) => self.note(located, grammar)?,
+                Item::Packet { located, parser, .. } => note_packet(located, parser, &mut pages)?,
+            }
+            Ok(ControlFlow::Continue(()))
+        })?;
+        if let Some(fault) = together.faults().first() {
+            return Err(fault.clone());
+        }
+        let Some(grammar) = together.grammar() else { return Err(headless(path)) };
+        self.close(grammar);
+        for (block, count) in self.blocks.iter().zip(&mut self.pages) {
+            *count += pages.get(&*block.name).unwrap_or(&0);
+        }
+        Ok(())
+    }
+
+    /// Takes note of what is known in the end.
+    fn close(&mut self, grammar: &Grammar) {
+        self.page_size = grammar.page_size();
+        self.blocks = grammar.blocks().to_vec();
+        self.pages.resize(self.blocks.len(), 0);
+        self.footers = grammar.footers().unwrap_or(true);
+    }
+
     fn note(&mut self, located: &Located<'_, Event<'_>>, grammar: &Grammar) -> Result<()> {
         let at = located.range.start;
         let in_configuration = matches!(
@@ -186,18 +262,39 @@ fn unsupported(at: u64, message: &str) -> Error {
     Error::new(ErrorKind::Unsupported, at, DOING, message)
 }
 
-/// Number of the interface in a recording that holds the main channel.
-fn main_channel(path: &Path) -> Result<usize> {
-    let file = File::open(path).map_err(|e| Error::io(DOING, path.display().to_string(), e))?;
-    let listing = capture::channels(file)?;
-    if let Some(error) = listing.error {
-        return Err(error);
+/// Counts the pages of a packet.
+fn note_packet(
+    located: &Located<'_, Packet<'_>>,
+    parser: &PacketParser,
+    pages: &mut HashMap<Box<[u8]>, u64>,
+) -> Result<()> {
+    let batch = parser.batch();
+    match located.event {
+        Packet::Ram(_) if !batch.normal().is_empty() || !batch.zero().is_empty() => {
+            let count = (batch.normal().len() + batch.zero().len()) as u64;
+            // A hostile template can name more blocks than there may be.
+            if pages.len() < MAX_RAM_BLOCKS || pages.contains_key(batch.name().0) {
+                *pages.entry(batch.name().0.into()).or_default() += count;
+            }
+            Ok(())
+        }
+        Packet::Device(_) => {
+            let message = "device state on multifd channels cannot be sent again as a template";
+            Err(unsupported(located.range.start, message).on(parser.channel()))
+        }
+        _ => Ok(()),
     }
-    let main = listing.channels.iter().find(|channel| channel.channel() == Some(ChannelId::Main));
-    main.map(|channel| channel.interface).ok_or_else(|| {
-        let message = format!("{}: the recording has no main channel", path.display());
-        Error::nowhere(ErrorKind::Unsupported, DOING, message).on(ChannelId::Container)
-    })
+}
+
+/// The channels in a recording or a directory.
+fn parts(path: &Path) -> Result<Vec<Part>> {
+    let contents = container::open(path, false)?;
+    contents.fault.map_or(Ok(contents.parts), Err)
+}
+
+fn headless(path: &Path) -> Error {
+    let message = format!("{} has no main channel", path.display());
+    Error::nowhere(ErrorKind::Unsupported, DOING, message).on(ChannelId::Container)
 }
 
 impl Origin {
@@ -210,13 +307,11 @@ impl Origin {
                 let file = Seeking::new(open(path)?);
                 Bytes::File(file.map_err(|e| Error::io(DOING, path.display().to_string(), e))?)
             }
-            Self::Recording { path, interface } => {
-                let reader = Reader::new(open(path)?)?;
-                Bytes::Channel(Box::new(Streaming(ChannelBytes::new(
-                    reader,
-                    *interface,
-                    Direction::ToDestination,
-                ))))
+            Self::Channels(path) => {
+                let mut parts = parts(path)?;
+                let main = parts.iter_mut().find(|part| part.channel == ChannelId::Main);
+                let main = main.ok_or_else(|| headless(path))?;
+                Bytes::Channel(Box::new(main.input(Access::Whole)?))
             }
         })
     }
@@ -226,7 +321,7 @@ impl Origin {
 pub(super) enum Bytes {
     Here(Streaming<Cursor<Arc<[u8]>>>),
     File(Seeking<File>),
-    Channel(Box<Streaming<ChannelBytes<File>>>),
+    Channel(Box<ChannelInput>),
 }
 
 impl Input for Bytes {
