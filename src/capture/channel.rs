@@ -135,7 +135,7 @@ pub struct Place {
 }
 
 /// One half of a connection, and where its bytes are.
-type Found = (ChannelSummary, Vec<Place>);
+type Half = (ChannelSummary, Vec<Place>);
 
 /// Reads a whole recording and lists its channels.
 ///
@@ -143,7 +143,7 @@ type Found = (ChannelSummary, Vec<Place>);
 /// If it is no recording at all. A fault further on is part of the [`Listing`].
 pub fn channels(source: impl Read) -> Result<Listing> {
     let mut reader = Reader::new(source)?;
-    let mut found: Vec<[Option<Found>; 2]> = Vec::new();
+    let mut found: Vec<[Option<Half>; 2]> = Vec::new();
     let mut count = 0usize;
     let error = loop {
         match reader.next_found() {
