@@ -1,119 +1,21 @@
-//! What stock QEMU builds wrote on multifd channels: read, given back, made again from what it says, put together.
+//! All channels of a migration: what is in them, and what is said of those that were damaged.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, helpers included")]
-
-mod common;
-
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
 
-use common::place;
-use common::reading::{Reading as Read, bytewise, read, two, whole};
 use migwire::capture::{Direction, Recorder, RecorderOptions};
-use migwire::channel::{ChannelParser as _, Step, Tail};
-use migwire::container::{self, Contents};
+use migwire::container;
 use migwire::dialect::Dialect;
 use migwire::guest::Memory;
-use migwire::multifd::{Framer, Packet, PacketParser, SyncMode};
+use migwire::multifd::{Framer, SyncMode};
 use migwire::report::migration::inspect_all;
 use migwire::report::packets::PacketCounts;
 use migwire::report::verify::Verification;
 use migwire::report::{Reading, Whole, dump, prove_all};
 use migwire::stream::Mode;
-use migwire::wire::{MultifdFlags, MultifdHello, PaddedName, Wire as _};
 use migwire::{ChannelId, ErrorKind};
-use serde_json::Value;
 
-const PAGE: u64 = 4096;
-
-/// A migration of the fixtures.
-struct Story {
-    /// `qemu-10.0/zlib`.
-    name: String,
-    path: PathBuf,
-}
-
-impl Story {
-    fn all() -> Vec<Self> {
-        let root = place("fixtures/multifd");
-        let mut found = Vec::new();
-        for producer in fs::read_dir(&root).unwrap().map(|e| e.unwrap().path()).filter(|p| p.is_dir()) {
-            for path in fs::read_dir(producer).unwrap().map(|e| e.unwrap().path()) {
-                let name = path.strip_prefix(&root).unwrap().to_str().unwrap().to_owned();
-                found.push(Self { name, path });
-            }
-        }
-        found.sort_by(|a, b| a.name.cmp(&b.name));
-        assert!(found.len() >= 19, "only {} fixtures", found.len());
-        found
-    }
-
-    /// Those that a stock build was asked for over a socket.
-    fn recorded() -> Vec<Self> {
-        Self::all().into_iter().filter(|story| story.release().is_some()).collect()
-    }
-
-    fn named(name: &str) -> Self {
-        Self::all().into_iter().find(|story| story.name == name).unwrap()
-    }
-
-    fn release(&self) -> Option<&str> {
-        self.name.strip_prefix("qemu-").map(|rest| rest.split_once('/').unwrap().0)
-    }
-
-    fn kind(&self) -> &str {
-        self.name.split_once('/').unwrap().1
-    }
-
-    /// Whose packets these are.
-    fn dialect(&self) -> Dialect {
-        match (self.release(), self.kind()) {
-            (Some(release), "per-section") => format!("{release}-on-8.0").parse().unwrap(),
-            (Some(release), _) => release.parse().unwrap(),
-            (None, kind) if kind.contains("-11to") => "11.1".parse().unwrap(),
-            (None, _) => "10.0".parse().unwrap(),
-        }
-    }
-
-    fn open(&self) -> Contents {
-        container::open(&self.path, false).unwrap()
-    }
-
-    /// Bytes of the multifd channels.
-    fn channels(&self) -> Vec<(String, Vec<u8>)> {
-        let mut found = Vec::new();
-        for (name, path) in common::files(&self.path, "bin") {
-            let bytes = fs::read(path).unwrap();
-            if bytes.starts_with(b"\x11\x22\x33\x44") {
-                found.push((format!("{}/{name}", self.name), bytes));
-            }
-        }
-        assert!(found.len() >= 2, "{}", self.name);
-        found
-    }
-
-    fn prove(&self) -> (BTreeMap<ChannelId, Verification>, Whole) {
-        prove(self.open())
-    }
-}
-
-fn prove(mut contents: Contents) -> (BTreeMap<ChannelId, Verification>, Whole) {
-    let mut channels = BTreeMap::new();
-    let whole = prove_all(&mut contents.parts, &Reading::default(), |part, found| {
-        assert!(channels.insert(part.channel, found).is_none(), "{}", part.channel);
-    });
-    (channels, whole.unwrap())
-}
-
-fn all_channels() -> Vec<(String, Vec<u8>)> {
-    Story::all().iter().flat_map(Story::channels).collect()
-}
-
-fn strict(bytes: &[u8]) -> Read {
-    read(&mut PacketParser::default(), bytes, whole)
-}
+use crate::{PAGE, Story, code, copy, err, json, migwire, out, prove};
 
 #[test]
 fn every_channel_is_proven_and_all_of_them_fit_together() {
@@ -187,191 +89,6 @@ fn what_is_decoded_is_what_the_guest_had() {
     }
 }
 
-/// The rules of unused fields, held against stock bytes: every packet is made again from what it means.
-#[test]
-fn every_packet_is_made_again_by_a_framer_of_its_release() {
-    let mut kinds: BTreeMap<(String, &str), usize> = BTreeMap::new();
-    for story in Story::all() {
-        let release = story.release().unwrap_or("vfio").to_owned();
-        for (name, bytes) in story.channels() {
-            let mut framer = Framer::new(story.dialect(), PAGE);
-            let mut parser = PacketParser::with(Mode::Strict, story.dialect(), PAGE);
-            let mut start = 0;
-            while let Step::Event(located) = parser.step(&bytes[start..], Tail::Closed).unwrap() {
-                start += located.raw.len();
-                let batch = parser.batch();
-                let mut kind = |kind| *kinds.entry((release.clone(), kind)).or_default() += 1;
-                let made = match &located.event {
-                    Packet::Hello(hello) => {
-                        let mut made = Vec::new();
-                        MultifdHello::new(hello.id, hello.uuid).emit(&mut made);
-                        made
-                    }
-                    Packet::Ram(packet) => {
-                        let has_sync = packet.head.flags.contains(MultifdFlags::SYNC);
-                        let (block, number) = (batch.name().0, packet.packet_num);
-                        let (normal, zero) = (batch.normal(), batch.zero());
-                        let size = batch.payload_len() as u32;
-                        match (normal.len() + zero.len(), has_sync) {
-                            (0, true) => {
-                                kind("sync");
-                                framer.sync(number)
-                            }
-                            (0, false) => {
-                                kind("empty");
-                                framer.empty(number)
-                            }
-                            (_, true) => {
-                                kind("pages and sync");
-                                framer.pages_with_sync(block, normal, batch.method(), size, number)
-                            }
-                            (_, false) => {
-                                kind(if normal.is_empty() { "zero" } else { "pages" });
-                                framer.pages(block, normal, zero, batch.method(), size, number)
-                            }
-                        }
-                        .to_vec()
-                    }
-                    Packet::Device(packet) => {
-                        kind("device");
-                        let name = packet.idstr.name().0;
-                        Framer::device(name, packet.instance_id, packet.payload_size).to_vec()
-                    }
-                    Packet::Payload(_) | Packet::DeviceData(_) => continue,
-                };
-                assert!(made == located.raw, "{name} at {:#x}: {:?}", located.range.start, located.event);
-            }
-            assert_eq!(start, bytes.len(), "{name}");
-        }
-    }
-    // Every kind that a release has must have been seen, or nothing is proven about it.
-    for (release, expected) in [
-        ("5.2", &["pages", "pages and sync", "empty", "sync"][..]),
-        ("7.2", &["pages", "pages and sync", "empty", "sync"]),
-        ("10.0", &["pages", "zero", "sync"]),
-        ("11.1", &["pages", "zero", "sync"]),
-        ("vfio", &["device", "sync"]),
-    ] {
-        let seen: Vec<_> = kinds.keys().filter(|(r, _)| r == release).map(|(_, kind)| *kind).collect();
-        for kind in expected {
-            assert!(seen.contains(kind), "{release} has no packet of kind {kind:?}: {seen:?}");
-        }
-    }
-}
-
-#[test]
-fn history_is_needed_to_make_the_packets_of_old_releases() {
-    // The same packets from a framer that leaves nothing behind differ, so that the test above can fail.
-    let mut differ = 0;
-    for (_, bytes) in Story::named("qemu-5.2/zlib").channels() {
-        let mut parser = PacketParser::default();
-        let mut framer = Framer::new(Dialect::ANY, PAGE);
-        let mut start = 0;
-        while let Step::Event(located) = parser.step(&bytes[start..], Tail::Closed).unwrap() {
-            start += located.raw.len();
-            if let Packet::Ram(packet) = &located.event
-                && packet.normal_pages == 0
-                && packet.block != PaddedName::EMPTY
-            {
-                differ += usize::from(framer.sync(packet.packet_num) != located.raw);
-            }
-        }
-    }
-    assert!(differ >= 2, "{differ}");
-}
-
-#[test]
-fn however_a_channel_is_cut_its_events_are_the_same() {
-    for (name, bytes) in all_channels() {
-        let expected = strict(&bytes);
-        assert_eq!((expected.error.clone(), expected.end), (None, bytes.len() as u64), "{name}");
-        for stride in [1, 61, 4099] {
-            if stride > 1 || bytes.len() < 6000 {
-                assert!(
-                    expected == read(&mut PacketParser::default(), &bytes, |_| stride),
-                    "{name} by {stride}"
-                );
-            }
-        }
-        for at in (0..=bytes.len()).step_by(1 + bytes.len() / 20) {
-            assert!(expected == read(&mut PacketParser::default(), &bytes, two(at)), "{name} cut at {at}");
-        }
-    }
-}
-
-#[test]
-fn every_prefix_asks_for_more_or_gives_the_same_event() {
-    for (name, bytes) in all_channels() {
-        let mut parser = PacketParser::default();
-        let mut start = 0;
-        loop {
-            let before = parser.clone();
-            let Step::Event(expected) = parser.step(&bytes[start..], Tail::Closed).unwrap() else { break };
-            let len = expected.raw.len();
-            let cuts =
-                (0..len.min(80)).chain((80..len).step_by(311)).chain([len - 1, len, len + 1, len + 12]);
-            for cut in cuts.filter(|cut| start + cut < bytes.len()) {
-                match before.clone().step(&bytes[start..start + cut], Tail::Open).unwrap() {
-                    Step::More(missing) => {
-                        assert!(cut < len && missing > 0, "{name} at {start:#x}, {cut} shown");
-                    }
-                    Step::Event(found) => assert_eq!(found, expected, "{name} at {start:#x}, {cut} shown"),
-                    Step::End => panic!("{name} at {start:#x}, {cut} shown: the end"),
-                }
-            }
-            start += len;
-        }
-        assert_eq!(start, bytes.len(), "{name}");
-    }
-}
-
-#[test]
-fn a_channel_that_is_cut_is_truncated_there_or_ends_between_packets() {
-    for (name, bytes) in all_channels() {
-        let complete = strict(&bytes);
-        // Behind every hello, packet without payload, and payload.
-        let names: Vec<_> = complete.events.iter().map(|e| e.name).chain([""]).collect();
-        let ends: Vec<u64> = (complete.events.iter().enumerate())
-            .filter(|(i, _)| !matches!(names[i + 1], "multifd payload" | "device state"))
-            .map(|(_, e)| e.range.end)
-            .collect();
-        for cut in (0..bytes.len()).step_by(1 + bytes.len() / 60).chain(ends.iter().map(|end| *end as usize))
-        {
-            let expected = read(&mut PacketParser::default(), &bytes[..cut], whole);
-            match &expected.error {
-                None => assert!(ends.contains(&(cut as u64)), "{name} cut at {cut} is taken for whole"),
-                Some(error) => {
-                    assert!(error.ends_with(&format!("offset {cut:#x})")), "{name} cut at {cut}: {error}");
-                }
-            }
-            if cut < 2000 {
-                assert_eq!(
-                    expected,
-                    read(&mut PacketParser::default(), &bytes[..cut], bytewise),
-                    "{name} at {cut}"
-                );
-            }
-        }
-    }
-}
-
-#[test]
-fn outlines_have_the_same_ranges_and_lenient_reading_is_silent() {
-    for (name, bytes) in all_channels() {
-        let complete = strict(&bytes);
-        let found = read(&mut PacketParser::default().with_elision(), &bytes, |_| 4096);
-        assert_eq!((found.error.clone(), found.end), (None, complete.end), "{name}");
-        let mut lenient = PacketParser::with(Mode::Lenient, Dialect::ANY, PAGE);
-        assert!(complete == read(&mut lenient, &bytes, whole) && lenient.complaints().is_empty(), "{name}");
-        // A payload of several pieces is one in an outline.
-        let heads = |reading: &Read| -> Vec<_> {
-            let heads = reading.events.iter().filter(|e| e.name != "multifd payload");
-            heads.map(|e| (e.name, e.range.clone())).collect()
-        };
-        assert_eq!(heads(&found), heads(&complete), "{name}");
-    }
-}
-
 #[test]
 fn device_state_is_put_together() {
     let name = |whole: &Whole| -> Vec<String> {
@@ -401,15 +118,6 @@ fn device_state_is_put_together() {
     assert!(channels.values().all(Verification::is_identical));
     assert_eq!(whole.faults.len(), 1, "{:?}", whole.faults);
     assert_eq!((whole.faults[0].kind(), whole.faults[0].doing()), (ErrorKind::Truncated, "device state"));
-}
-
-/// A copy that may be damaged.
-fn copy(story: &Story) -> tempfile::TempDir {
-    let directory = tempfile::tempdir().unwrap();
-    for entry in fs::read_dir(&story.path).unwrap().map(|e| e.unwrap()) {
-        fs::copy(entry.path(), directory.path().join(entry.file_name())).unwrap();
-    }
-    directory
 }
 
 #[test]
@@ -475,7 +183,7 @@ fn damaged_channels_end_in_words_and_three_readers_agree() {
     let (mut failed, mut rounds) = (0, 0);
     for name in ["qemu-5.2/zlib", "qemu-7.2/isapc", "qemu-11.1/zstd", "vfio/b4-11to11-on-config-after-iter"] {
         let story = Story::named(name);
-        let files = common::files(&story.path, "bin");
+        let files = crate::common::files(&story.path, "bin");
         for round in 0..30 {
             let directory = copy(&story);
             for _ in 0..1 + round % 3 {
@@ -557,7 +265,7 @@ fn the_same_in_a_recording_in_a_directory_and_in_files() {
     for name in ["qemu-5.2/none", "qemu-11.1/three-channels", "vfio/a3-10to10-on-2dev-4ch"] {
         let story = Story::named(name);
         let recorder = Recorder::create(&path, RecorderOptions::default()).unwrap();
-        let files = common::files(&story.path, "bin");
+        let files = crate::common::files(&story.path, "bin");
         let mut channels: Vec<_> = files
             .iter()
             .filter(|(name, _)| name.contains("src-to-dst"))
@@ -606,79 +314,6 @@ fn the_same_in_a_recording_in_a_directory_and_in_files() {
 }
 
 #[test]
-fn the_release_is_among_those_that_may_have_written_it() {
-    for story in Story::recorded() {
-        let (code, report) = json(&["inspect", story.path.to_str().unwrap()]);
-        assert_eq!(code, 0, "{report}");
-        let together = &report["files"][0]["together"];
-        let found: Vec<&str> =
-            together["writer"]["releases"].as_array().unwrap().iter().map(|r| r.as_str().unwrap()).collect();
-        assert!(found.contains(&story.release().unwrap()), "{}: {found:?}", story.name);
-        // Packets tell more than the main channel does.
-        let expected = match story.release() {
-            Some("5.2" | "7.2") => ["5.2", "8.1"],
-            _ => ["9.0", "11.1"],
-        };
-        let range = |release: &&str| {
-            let number = |text: &str| {
-                let (major, minor) = text.split_once('.').unwrap();
-                (major.parse::<u32>().unwrap(), minor.parse::<u32>().unwrap())
-            };
-            (number(expected[0])..=number(expected[1])).contains(&number(release))
-        };
-        assert!(found.iter().all(range), "{}: {found:?}", story.name);
-    }
-}
-
-#[test]
-fn dumps_tile_every_channel() {
-    for story in Story::all() {
-        let mut contents = story.open();
-        let reading =
-            Reading { page_size: Reading::default().page_size_of(&mut contents.parts), ..Reading::default() };
-        assert_eq!(reading.page_size, Some(PAGE));
-        for part in &mut contents.parts {
-            let mut end = 0;
-            let outcome = dump::dump(part, &reading, &mut |row| {
-                assert_eq!(row.offset, end, "{} {}: {}", story.name, part_name(row), row.what);
-                end += row.len;
-                Ok(())
-            });
-            assert!(outcome.unwrap().error.is_none(), "{} {}", story.name, part.channel);
-            assert_eq!(Some(end), part.size(), "{} {}", story.name, part.channel);
-        }
-    }
-}
-
-fn part_name(row: &dump::Row) -> u64 {
-    row.offset
-}
-
-#[test]
-fn dumps_and_summaries_read_like_this() {
-    let mut settings = insta::Settings::clone_current();
-    settings.set_snapshot_path("../fixtures/snapshots");
-    settings.set_prepend_module_to_snapshot(false);
-    settings.set_omit_expression(true);
-    settings.bind(|| {
-        for (name, story) in [
-            ("multifd-isapc-5.2", "qemu-5.2/isapc"),
-            ("multifd-zlib-11.1", "qemu-11.1/zlib"),
-            ("multifd-vfio-config-after-iter", "vfio/b4-11to11-on-config-after-iter"),
-        ] {
-            let path = Story::named(story).path;
-            let text = |verb| {
-                let output = migwire(&[verb, path.to_str().unwrap()]);
-                out(&output).replace(path.to_str().unwrap(), story)
-            };
-            insta::assert_snapshot!(format!("dump-{name}"), text("dump"));
-            insta::assert_snapshot!(format!("inspect-{name}"), text("inspect"));
-            insta::assert_snapshot!(format!("verify-{name}"), text("verify"));
-        }
-    });
-}
-
-#[test]
 fn other_connections_stay_unsupported() {
     let directory = copy(&Story::named("qemu-10.0/none"));
     fs::write(directory.path().join("conn03.src-to-dst.bin"), b"\0\0\0\0\0\0\0\x08").unwrap();
@@ -699,30 +334,4 @@ fn a_channel_alone_is_read_too() {
     let (code, report) = json(&["verify", file.path().to_str().unwrap()]);
     assert_eq!((code, report["channels"][0]["verdict"].as_str()), (1, Some("identical")), "{name}");
     insta::assert_snapshot!(report["together"]["errors"][0]["text"].as_str().unwrap(), @"reading all channels together: multifd channel 0, 1 is not there, and channel 2 is: a destination waits for it");
-}
-
-fn migwire(arguments: &[&str]) -> Output {
-    let mut command = Command::new("timeout");
-    command.args(["60", env!("CARGO_BIN_EXE_migwire")]).args(arguments).stdin(Stdio::null());
-    command.output().unwrap()
-}
-
-fn json(arguments: &[&str]) -> (i32, Value) {
-    let output = migwire(&[arguments, &["--json"]].concat());
-    (
-        code(&output),
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {}", err(&output))),
-    )
-}
-
-fn code(output: &Output) -> i32 {
-    output.status.code().unwrap()
-}
-
-fn out(output: &Output) -> String {
-    String::from_utf8(output.stdout.clone()).unwrap()
-}
-
-fn err(output: &Output) -> String {
-    String::from_utf8(output.stderr.clone()).unwrap()
 }
