@@ -41,7 +41,7 @@ enum Verb {
     Record(record::Record),
     Recv(recv::Recv),
     Verify(verify::Verify),
-    Send(send::Send),
+    Send(Box<send::Send>),
     Inspect(inspect::Inspect),
     Dump(dump::Dump),
 }

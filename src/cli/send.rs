@@ -5,9 +5,11 @@ use std::time::Duration;
 
 use clap::{ArgAction, Args};
 use migwire::capture::{Recorder, RecorderOptions};
-use migwire::dialect::Dialect;
+use migwire::device_state::Arrangement;
+use migwire::dialect::{Dialect, Difference};
 use migwire::endpoint::{
-    Blank, ChannelDeparture, Departure, Limits, Misconduct, Multifd, RunState, Source, Template, ZeroPages,
+    Blank, ChannelDeparture, Departure, Devices, Limits, Misconduct, Multifd, RunState, Source, Template,
+    ZeroPages,
 };
 use migwire::guest::{Memory, Pattern, file_name};
 use migwire::transport::{self, Address};
@@ -89,6 +91,9 @@ pub(crate) struct Send {
     #[command(flatten)]
     multifd: MultifdOptions,
 
+    #[command(flatten)]
+    devices: DeviceOptions,
+
     /// Record both directions (pcapng)
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -129,6 +134,31 @@ struct MultifdOptions {
     /// Break rules of multifd on purpose
     #[arg(long = "break", value_name = "RULE[,RULE]", value_delimiter = ',', long_help = misconduct_help())]
     misconduct: Vec<Misconduct>,
+}
+
+/// VFIO devices that are made up; a destination can tell by their state whether all of it has come.
+#[derive(Debug, Args)]
+struct DeviceOptions {
+    /// Send the state of so many VFIO devices too, which are made up; stock destinations do not have them
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    devices: u32,
+
+    /// Bytes of state of each
+    #[arg(long, value_name = "SIZE", default_value = "16M", value_parser = parse_size)]
+    device_size: u64,
+
+    /// Bytes of it that move at once
+    #[arg(long, value_name = "SIZE", default_value = "1M", value_parser = parse_chunk)]
+    device_chunk: u32,
+
+    /// Where it travels: main (sections), downtime (packets on multifd channels when the guest is stopped), live (packets from
+    /// the beginning) [default: downtime where the dialect has it and there are channels without compression, else main]
+    #[arg(long, value_name = "WAY", value_parser = parse_arrangement)]
+    device_state: Option<Arrangement>,
+
+    /// Which channels it takes: mixed (all), dedicated (the upper half; pages have the lower one)
+    #[arg(long, value_name = "WHICH", default_value = "mixed", value_parser = parse_dedicated, action = ArgAction::Set)]
+    device_channels: bool,
 }
 
 impl Send {
@@ -202,9 +232,22 @@ impl Send {
                 zero_pages: *zero_pages,
                 uuid: uuid.unwrap_or_default(),
             })
-            .with_misconduct(misconduct.iter().copied());
+            .with_misconduct(misconduct.iter().copied())
+            .with_devices(self.devices()?);
         source.check()?;
         Ok(source)
+    }
+
+    fn devices(&self) -> migwire::Result<Devices> {
+        let DeviceOptions { devices, device_size, device_chunk, device_state, device_channels } =
+            self.devices;
+        let usual = self.channels > 0
+            && self.multifd.compression == Method::NONE
+            && self.dialect.has(Difference::MultifdDeviceState);
+        let usual = if usual { Arrangement::Downtime } else { Arrangement::Main };
+        let arrangement = device_state.unwrap_or(usual);
+        let all = Devices::new(devices, device_size, device_chunk, arrangement)?;
+        Ok(Devices { dedicated: device_channels, ..all })
     }
 
     fn shape(&self) -> anyhow::Result<Template> {
@@ -273,6 +316,11 @@ fn json(departure: &Departure) -> Value {
         "peer_status": departure.peer_status,
         "blocks": output::blocks_json(&departure.memory),
         "channels": departure.channels.iter().map(channel_json).collect::<Vec<_>>(),
+        "devices": departure.devices.iter().map(|device| json!({
+            "name": device.name,
+            "bytes": device.bytes,
+            "packets": device.packets,
+        })).collect::<Vec<_>>(),
         "error": departure.error.as_ref().map(output::error_json),
     })
 }
@@ -293,6 +341,27 @@ fn misconduct_help() -> String {
     let lines = Misconduct::ALL.iter().map(|rule| format!("- {}: {}", rule, rule.what()));
     let lines: Vec<String> = lines.collect();
     format!("Break rules of multifd on purpose:\n{}", lines.join("\n"))
+}
+
+fn parse_chunk(text: &str) -> Result<u32, String> {
+    u32::try_from(parse_size(text)?).map_err(|_| "at most 4G".to_owned())
+}
+
+fn parse_arrangement(text: &str) -> Result<Arrangement, String> {
+    match text {
+        "main" => Ok(Arrangement::Main),
+        "downtime" => Ok(Arrangement::Downtime),
+        "live" => Ok(Arrangement::Live),
+        _ => Err("main, downtime or live".to_owned()),
+    }
+}
+
+fn parse_dedicated(text: &str) -> Result<bool, String> {
+    match text {
+        "mixed" => Ok(false),
+        "dedicated" => Ok(true),
+        _ => Err("mixed or dedicated".to_owned()),
+    }
 }
 
 /// Reads 8-4-4-4-12 digits, as QEMU does.

@@ -16,5 +16,6 @@ pub use destination::{Acknowledge, Arrival, ChannelArrival, Destination, Expecte
 pub use pace::Limits;
 pub use proxy::{Passage, Passed, Proxy};
 pub use source::{
-    Blank, ChannelDeparture, Departure, Misconduct, Multifd, RunState, Source, Template, ZeroPages,
+    Blank, ChannelDeparture, Departure, DeviceDeparture, Devices, Misconduct, Multifd, RunState, Source,
+    Template, ZeroPages,
 };

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, helpers included")]
 
+mod devices;
 mod errors;
 mod misconduct;
 mod stage;

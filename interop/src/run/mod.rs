@@ -67,6 +67,8 @@ pub(crate) struct Bench<'e> {
     cell: &'e Cell,
     setup: Setup,
     place: Place,
+    /// Memory that must lie in a file system in memory; gone when the cell is over.
+    scratch: std::cell::RefCell<Vec<tempfile::TempPath>>,
 }
 
 /// Runs all cells, `jobs` at a time, and hands each result over as soon as it is there.
@@ -135,7 +137,7 @@ fn run_cell(env: &Env, cell: &Cell) -> CellResult {
             deadline: Deadline::after(Duration::from_secs(cell.case.timeout)),
         };
         let ledger = place.ledger.clone();
-        let bench = Bench { env, cell, setup, place };
+        let bench = Bench { env, cell, setup, place, scratch: std::cell::RefCell::default() };
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| bench.run()));
         result.processes = ledger.records();
         outcome

@@ -29,6 +29,9 @@ const HOLD: Duration = Duration::from_secs(25);
 /// Patience for one QMP answer of a peer that is expected to hang.
 const SHORT_ANSWER: Duration = Duration::from_secs(4);
 
+/// A file system in memory.
+const TMPFS: &str = "/dev/shm";
+
 /// What memory holds at a destination before anything arrives: a byte that nobody sent stays visible.
 const UNWRITTEN: u8 = 0xa5;
 
@@ -140,6 +143,9 @@ impl Bench<'_> {
     pub(super) fn destination(&self, like: &Path) -> Run<Vm> {
         let case = &self.cell.case;
         let memory = self.path("destination.ram");
+        if case.variant.postcopy {
+            self.move_to_memory(&memory)?;
+        }
         let filled = if case.variant.shared_ram {
             std::fs::copy(like, &memory).map(drop)
         } else {
@@ -153,6 +159,16 @@ impl Bench<'_> {
         let mut vm = Vm::start("destination", self.peer(&self.cell.destination)?, &spec, &self.place)?;
         self.configure(&mut vm, side, &[])?;
         Ok(vm)
+    }
+
+    /// Puts a link at `path` to a new file in a file system in memory: userfaultfd takes no other.
+    fn move_to_memory(&self, path: &Path) -> Run<()> {
+        let failed = |e| Failure::environment(format!("{TMPFS}, which postcopy needs"), e);
+        let file = tempfile::Builder::new().prefix("migwire-").tempfile_in(TMPFS).map_err(failed)?;
+        let file = file.into_temp_path();
+        std::os::unix::fs::symlink(&file, path).map_err(failed)?;
+        self.scratch.borrow_mut().push(file);
+        Ok(())
     }
 
     /// Starts the migration and follows it to its end at the source.

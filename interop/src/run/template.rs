@@ -69,7 +69,8 @@ fn record(bench: &Bench<'_>, key: &str) -> Run<PathBuf> {
     if cell.case.variant.plain_template {
         cell.case = Arc::new(Case { variant: Arc::default(), ..Case::clone(&cell.case) });
     }
-    let bench = Bench { place, setup: bench.setup.clone(), env: bench.env, cell: &cell };
+    let setup = bench.setup.clone();
+    let bench = Bench { place, setup, env: bench.env, cell: &cell, scratch: std::cell::RefCell::default() };
     let side = &cell.case.variant.source;
     let memory = dir.join("source.ram");
     // An idle template is sent with other memory in place of its own, so its own may be empty.

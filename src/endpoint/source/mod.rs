@@ -11,6 +11,7 @@ mod batch;
 mod blank;
 mod content;
 mod devices;
+mod fleet;
 mod misconduct;
 mod multifd;
 mod outlet;
@@ -30,7 +31,8 @@ use std::time::Duration;
 use super::pace::Pace;
 use super::{Limits, Progress};
 use crate::capture::{Recorder, interface_name};
-use crate::dialect::Dialect;
+use crate::device_state::Arrangement;
+use crate::dialect::{Dialect, Difference};
 use crate::error::{ChannelId, Error, ErrorKind, Result};
 use crate::guest::{Memory, Pattern, XbzrleCache};
 use crate::limits::MAX_MULTIFD_CHANNELS;
@@ -45,6 +47,7 @@ use sending::{Filter, Sending};
 use shared::Shared;
 
 pub use blank::{Blank, RunState};
+pub use fleet::{DeviceDeparture, Devices};
 pub use misconduct::Misconduct;
 pub use multifd::{ChannelDeparture, Multifd, ZeroPages};
 pub use template::Template;
@@ -64,6 +67,7 @@ pub struct Source {
     recorder: Option<Recorder>,
     multifd: Option<Multifd>,
     misdeeds: Misdeeds,
+    devices: Option<Devices>,
 }
 
 /// What has been sent: everything up to the end or up to the fault.
@@ -87,6 +91,8 @@ pub struct Departure {
     pub peer_status: Option<u32>,
     /// What went over each multifd channel.
     pub channels: Vec<ChannelDeparture>,
+    /// What was sent of each device that was made up.
+    pub devices: Vec<DeviceDeparture>,
     /// Time from taking over the connection to the last answer.
     pub elapsed: Duration,
     /// The guest's memory as the destination should have it, as far as it was kept.
@@ -111,6 +117,7 @@ impl Source {
             recorder: None,
             multifd: None,
             misdeeds: Misdeeds::default(),
+            devices: None,
         }
     }
 
@@ -214,6 +221,13 @@ impl Source {
         self
     }
 
+    /// The same, with devices that the template does not have. No devices are nothing at all.
+    #[must_use]
+    pub fn with_devices(mut self, devices: Devices) -> Self {
+        self.devices = (!devices.devices.is_empty()).then_some(devices);
+        self
+    }
+
     /// The same, breaking these rules of multifd.
     #[must_use]
     pub fn with_misconduct(mut self, rules: impl IntoIterator<Item = Misconduct>) -> Self {
@@ -262,7 +276,7 @@ impl Source {
                 out: Outlet::new(out, &shared, source.dialect, source.misdeeds.clone(), ram),
                 return_path: source.return_path.unwrap_or(source.template.has_return_path()),
                 parser: Parser::new(),
-                filter: Filter::new(source.dialect),
+                filter: Filter::new(source.dialect, source.has_packets_of_devices()),
             };
             let outcome = sending.run();
             sending.finish(outcome)
@@ -285,6 +299,7 @@ impl Source {
     /// If not. [`send`](Self::send) looks as well; this is for looking before anybody is connected to.
     pub fn check(&self) -> Result<()> {
         self.check_multifd()?;
+        self.check_devices()?;
         let facts = self.template.facts();
         for ((block, content), pages) in facts.blocks.iter().zip(&self.contents).zip(&facts.pages) {
             if matches!(content, Content::Kept)
@@ -299,6 +314,37 @@ impl Source {
                 );
                 return Err(Error::nowhere(ErrorKind::Unsupported, DOING, message));
             }
+        }
+        Ok(())
+    }
+
+    /// Whether device state travels on multifd channels.
+    fn has_packets_of_devices(&self) -> bool {
+        self.devices.as_ref().is_some_and(|devices| devices.arrangement != Arrangement::Main)
+    }
+
+    fn check_devices(&self) -> Result<()> {
+        let misuse = |message: String| Err(Error::nowhere(ErrorKind::Misuse, DOING, message));
+        let Some(devices) = &self.devices else { return Ok(()) };
+        let facts = self.template.facts();
+        if facts.ram.is_none() || !facts.footers {
+            return misuse("a stream without RAM or footers has no room for more devices".to_owned());
+        }
+        if facts.last_section.checked_add(devices.devices.len() as u32).is_none() {
+            return misuse("the template leaves no section ids for more devices".to_owned());
+        }
+        let channels = self.multifd.map_or(0, |multifd| multifd.channels);
+        if devices.dedicated && channels < 2 {
+            return misuse("channels of their own for devices take two channels".to_owned());
+        }
+        if !self.has_packets_of_devices() {
+            return Ok(());
+        }
+        if channels == 0 {
+            return misuse("device state in packets takes multifd channels, and there are none".to_owned());
+        }
+        if !self.dialect.has(Difference::MultifdDeviceState) {
+            return misuse(format!("QEMU {} has no packets of device state", self.dialect));
         }
         Ok(())
     }

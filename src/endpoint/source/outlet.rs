@@ -10,6 +10,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::batch::Job;
+use super::fleet::{Fleet, Stage};
 use super::misconduct::{Misconduct, Misdeeds};
 use super::output::Output;
 use super::shared::Shared;
@@ -32,6 +33,7 @@ static ZEROS: [u8; 1 << MAX_PAGE_BITS] = [0; 1 << MAX_PAGE_BITS];
 pub(super) struct Outlet<'s, 'a> {
     pub(super) main: Output<'a>,
     pub(super) team: Option<Team<'s>>,
+    pub(super) fleet: Option<Fleet<'s, 'a>>,
     shared: &'s Shared<'s>,
     dialect: Dialect,
     misdeeds: Misdeeds,
@@ -50,7 +52,30 @@ impl<'s, 'a> Outlet<'s, 'a> {
         misdeeds: Misdeeds,
         ram: Option<(u32, bool)>,
     ) -> Self {
-        Self { main, team: None, shared, dialect, misdeeds, ram, parts: 0, forwarded: HashMap::new() }
+        Self {
+            main,
+            team: None,
+            fleet: None,
+            shared,
+            dialect,
+            misdeeds,
+            ram,
+            parts: 0,
+            forwarded: HashMap::new(),
+        }
+    }
+
+    /// Has the devices send the packets that are due.
+    pub(super) fn launch(&mut self, stage: Stage) -> Result<()> {
+        match (&mut self.fleet, &self.team) {
+            (Some(fleet), Some(team)) => fleet.launch(stage, team.devices()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Waits until they have.
+    pub(super) fn join(&mut self) -> Result<()> {
+        self.fleet.as_mut().map_or(Ok(()), Fleet::join)
     }
 
     /// Begins a PART of RAM.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::thread::Scope;
 
 use super::content::{Content, Whole};
+use super::fleet::{Fleet, Stage};
 use super::misconduct::Misconduct;
 use super::multifd::ChannelDeparture;
 use super::outlet::Outlet;
@@ -64,6 +65,7 @@ impl Sending<'_, '_> {
         let opening = Opening {
             multifd,
             dialect: self.source.dialect,
+            dedicated: self.source.devices.as_ref().is_some_and(|devices| devices.dedicated),
             recorder: self.source.recorder.as_ref(),
             pace: self.pace,
             connect: &mut *self.connect,
@@ -95,7 +97,14 @@ impl Sending<'_, '_> {
 
     /// START sections, with the block list, and whatever else comes before the first pages.
     fn setup(&mut self, template: &mut Feed<Bytes>) -> Result<()> {
-        self.copy_until(self.source.template.facts().rounds, template)
+        let facts = self.source.template.facts();
+        self.copy_until(facts.rounds, template)?;
+        let Some(devices) = &self.source.devices else { return Ok(()) };
+        let sections = (facts.last_section + 1, facts.footers);
+        let fleet = Fleet::new(self.scope, self.shared, devices, self.source.dialect, sections);
+        self.out.fleet.insert(fleet).start(&mut self.out.main)?;
+        self.out.main.flush()?;
+        self.out.launch(Stage::Live)
     }
 
     /// All pages in one PART, so many times.
@@ -116,8 +125,11 @@ impl Sending<'_, '_> {
                 content.send(&block, &mut self.out)?;
             }
             self.out.end_part()?;
+            if let Some(fleet) = &mut self.out.fleet {
+                fleet.parts(&mut self.out.main, round == self.source.rounds)?;
+            }
         }
-        Ok(())
+        self.out.join()
     }
 
     /// SWITCHOVER_START, END, FULLs, EOF and description.
@@ -171,8 +183,10 @@ impl Sending<'_, '_> {
     pub(super) fn finish(mut self, outcome: Result<()>) -> Departure {
         let outcome = outcome.map_err(|error| self.blame(error));
         let Self { source, shared, out, return_path, .. } = self;
-        let (mut main, team) = (out.main, out.team);
+        let (mut main, team, mut fleet) = (out.main, out.team, out.fleet);
         let channels = team.map_or_else(Vec::new, Team::end);
+        // Without channels, the threads of devices have ended as well.
+        let _ = fleet.as_mut().map(Fleet::join);
         let memory = std::mem::take(&mut *shared.memory());
         let replies = main.replies.take();
         let sum = |count: fn(&ChannelDeparture) -> u64| channels.iter().map(count).sum::<u64>();
@@ -186,6 +200,7 @@ impl Sending<'_, '_> {
             pong: replies.as_ref().is_some_and(Replies::has_pong),
             peer_status: replies.as_ref().and_then(Replies::status),
             channels,
+            devices: fleet.map_or_else(Vec::new, Fleet::departures),
             elapsed: main.elapsed(),
             memory,
             error: None,
@@ -212,14 +227,16 @@ impl Sending<'_, '_> {
 /// Decides what of a template leaves as it is.
 pub(super) struct Filter {
     dialect: Dialect,
+    /// Packets of device state wait for it at the destination.
+    needs_switchover: bool,
     /// Kind of the RAM section that this is in.
     ram: Option<SectionKind>,
     switched: bool,
 }
 
 impl Filter {
-    pub(super) fn new(dialect: Dialect) -> Self {
-        Self { dialect, ram: None, switched: false }
+    pub(super) fn new(dialect: Dialect, needs_switchover: bool) -> Self {
+        Self { dialect, needs_switchover, ram: None, switched: false }
     }
 
     fn take(&mut self, event: &Event<'_>, grammar: &Grammar, out: &mut Outlet<'_, '_>) -> Result<()> {
@@ -234,11 +251,15 @@ impl Filter {
             {
                 self.ram = Some(head.kind);
                 if head.kind == SectionKind::END && self.wants_switchover() == Some(true) && !self.switched {
-                    out.main.emit(&Event::Command(Command::SwitchoverStart))?;
+                    Self::switch_over(out)?;
                 }
                 if head.kind == SectionKind::PART { Ok(()) } else { out.main.emit(event) }
             }
             Event::Footer(_) if is_round => Ok(()),
+            Event::Footer(_) if self.ram == Some(SectionKind::END) => {
+                out.main.emit(event)?;
+                Self::end_of_devices(out)
+            }
             Event::Page(_) => Ok(()),
             Event::RamWord(word) => match word.flags(grammar.page_size()).action() {
                 _ if is_round => Ok(()),
@@ -249,10 +270,33 @@ impl Filter {
             Event::Command(Command::OpenReturnPath | Command::Ping(_)) => Ok(()),
             Event::Command(Command::SwitchoverStart) => {
                 self.switched = true;
-                if self.wants_switchover() == Some(false) { Ok(()) } else { out.main.emit(event) }
+                if self.wants_switchover() == Some(false) { Ok(()) } else { Self::switch_over(out) }
+            }
+            Event::Eof => {
+                if let Some(fleet) = &mut out.fleet {
+                    fleet.full(&mut out.main)?;
+                }
+                out.main.emit(event)
             }
             _ => out.main.emit(event),
         }
+    }
+
+    /// The guest is stopped: what is left of the devices' state may follow.
+    fn switch_over(out: &mut Outlet<'_, '_>) -> Result<()> {
+        out.main.emit(&Event::Command(Command::SwitchoverStart))?;
+        match out.fleet {
+            Some(_) => out.main.flush().and_then(|()| out.launch(Stage::Stop)),
+            None => Ok(()),
+        }
+    }
+
+    /// END sections of devices. Channels may be waiting for what was written on the main channel before.
+    fn end_of_devices(out: &mut Outlet<'_, '_>) -> Result<()> {
+        let Some(fleet) = &mut out.fleet else { return Ok(()) };
+        fleet.end(&mut out.main)?;
+        out.main.flush()?;
+        out.join()
     }
 
     /// The end of START or END.
@@ -268,6 +312,9 @@ impl Filter {
 
     /// Whether SWITCHOVER_START belongs into the stream; `None`: as the template has it.
     fn wants_switchover(&self) -> Option<bool> {
-        (self.dialect != Dialect::ANY).then(|| self.dialect.has(Difference::SwitchoverStart))
+        match self.dialect {
+            Dialect::ANY => self.needs_switchover.then_some(true),
+            dialect => Some(dialect.has(Difference::SwitchoverStart)),
+        }
     }
 }

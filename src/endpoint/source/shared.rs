@@ -153,6 +153,12 @@ impl<'a> Shared<'a> {
         lock(&self.state).is_over = true;
     }
 
+    /// Whether nobody needs what is still to be sent.
+    pub(super) fn is_over(&self) -> bool {
+        let state = lock(&self.state);
+        state.is_over || state.failure.is_some()
+    }
+
     /// An empty buffer, with room for pages if there was one before.
     pub(super) fn take_buffer(&self) -> Vec<u8> {
         lock(&self.spare).pop().unwrap_or_default()

@@ -35,7 +35,11 @@ const QUEUE: usize = 1;
 pub(super) struct Team<'s> {
     shared: &'s Shared<'s>,
     threads: Vec<ScopedJoinHandle<'s, ChannelDeparture>>,
-    dealer: Arc<Dealer>,
+    queues: Vec<Sender<Job>>,
+    /// The channels that pages take.
+    pages: Arc<Dealer>,
+    /// The channels that device state takes.
+    devices: Arc<Dealer>,
     gather: Gather,
     page_count: usize,
     /// SYNCs that were asked for, on all channels.
@@ -50,6 +54,8 @@ pub(super) struct Team<'s> {
 pub(super) struct Opening<'a> {
     pub(super) multifd: Multifd,
     pub(super) dialect: Dialect,
+    /// Whether device state has half of the channels for itself.
+    pub(super) dedicated: bool,
     pub(super) recorder: Option<&'a Recorder>,
     pub(super) pace: &'a Pace,
     pub(super) connect: &'a mut dyn FnMut(u8) -> Result<Connection>,
@@ -61,7 +67,9 @@ impl<'s> Team<'s> {
         Self {
             shared,
             threads: Vec::new(),
-            dealer: Arc::default(),
+            queues: Vec::new(),
+            pages: Arc::default(),
+            devices: Arc::default(),
             gather: Gather::default(),
             page_count: packet_page_count(shared.page_size),
             syncs: 0,
@@ -73,7 +81,7 @@ impl<'s> Team<'s> {
 
     /// Opens the channels, each of which says hello by itself.
     pub(super) fn open(&mut self, scope: &'s Scope<'s, '_>, opening: Opening<'_>) -> Result<()> {
-        let Opening { multifd, dialect, recorder, pace, connect } = opening;
+        let Opening { multifd, dialect, dedicated, recorder, pace, connect } = opening;
         let (shared, misdeeds) = (self.shared, &self.misdeeds);
         let count = match multifd.channels {
             count if misdeeds.has(Misconduct::FewerChannels) => count - 1,
@@ -113,8 +121,24 @@ impl<'s> Team<'s> {
             // Its thread says hello, and finds that there is nothing to do.
             queues.pop();
         }
-        self.dealer = Arc::new(Dealer::new(queues));
+        self.queues = queues;
+        self.share_out(dedicated);
         Ok(())
+    }
+
+    /// The channels that device state takes.
+    pub(super) fn devices(&self) -> &Arc<Dealer> {
+        &self.devices
+    }
+
+    /// Says which channels are for whom.
+    fn share_out(&mut self, dedicated: bool) {
+        let lower = if dedicated { self.queues.len().div_ceil(2) } else { self.queues.len() };
+        self.pages = Arc::new(Dealer::new(self.queues[..lower].to_vec()));
+        self.devices = match dedicated {
+            true => Arc::new(Dealer::new(self.queues[lower..].to_vec())),
+            false => Arc::clone(&self.pages),
+        };
     }
 
     /// Adds a page whose content the channel finds by itself.
@@ -145,8 +169,10 @@ impl<'s> Team<'s> {
     /// SYNC on every channel, behind everything so far; comes back when all are written.
     pub(super) fn synchronise(&mut self) -> Result<()> {
         self.deal()?;
-        self.syncs += self.dealer.queues.len() as u64;
-        self.dealer.all(|| Job::Sync).map_err(|Gone| self.shared.reason())?;
+        self.syncs += self.queues.len() as u64;
+        for queue in &self.queues {
+            queue.send(Job::Sync).map_err(|_| self.shared.reason())?;
+        }
         self.shared.await_syncs(self.syncs)
     }
 
@@ -165,7 +191,7 @@ impl<'s> Team<'s> {
 
     /// Gives a job to the next channel that is not busy.
     pub(super) fn hand_over(&self, job: Job) -> Result<()> {
-        self.dealer.deal(job).map_err(|Gone| self.shared.reason())
+        self.pages.deal(job).map_err(|Gone| self.shared.reason())
     }
 
     /// Ends the channels when they have written everything. Their connections stay open.
@@ -186,11 +212,10 @@ impl<'s> Team<'s> {
     /// Closes the last channel.
     pub(super) fn close_last(&mut self) -> Result<()> {
         self.deal()?;
-        let mut queues = self.dealer.queues.clone();
-        if let Some(last) = queues.pop() {
+        if let Some(last) = self.queues.pop() {
             last.send(Job::Close).map_err(|_| self.shared.reason())?;
         }
-        self.dealer = Arc::new(Dealer::new(queues));
+        self.share_out(false);
         Ok(())
     }
 
@@ -204,7 +229,8 @@ impl<'s> Team<'s> {
 
     fn join(&mut self) {
         // Without queues there is nothing to wait for.
-        self.dealer = Arc::default();
+        self.queues.clear();
+        (self.pages, self.devices) = Default::default();
         for thread in self.threads.drain(..) {
             match thread.join() {
                 Ok(departure) => self.departures.push(departure),
@@ -244,7 +270,7 @@ impl Dealer {
     }
 
     /// To the next channel in turn that is not busy, or the first that becomes idle.
-    fn deal(&self, mut job: Job) -> Result<(), Gone> {
+    pub(super) fn deal(&self, mut job: Job) -> Result<(), Gone> {
         if self.queues.is_empty() {
             return Err(Gone);
         }
@@ -267,11 +293,6 @@ impl Dealer {
             }
             select.ready();
         }
-    }
-
-    /// To every channel.
-    fn all(&self, job: impl Fn() -> Job) -> Result<(), Gone> {
-        self.queues.iter().try_for_each(|queue| queue.send(job()).map_err(|_| Gone))
     }
 }
 

@@ -54,6 +54,8 @@ pub(super) struct Survey {
     /// Section id of RAM, if there is any.
     pub(super) ram: Option<u32>,
     pub(super) footers: bool,
+    /// Highest section id.
+    pub(super) last_section: u32,
     pub(super) return_path: bool,
 }
 
@@ -146,6 +148,7 @@ impl Survey {
                 self.machine = Some(configuration.machine.text().into_owned());
             }
             Event::Section(head) => {
+                self.last_section = self.last_section.max(head.section_id);
                 if let Some((_, id, section)) = grammar.current_section()
                     && section.is_ram()
                 {
