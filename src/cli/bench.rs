@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! send     Source --loopback--> reader that discards        against  writer --loopback--> reader that discards
+//! multifd-send  the same, with as many channels as there are writers and readers
 //! recv     writer of a ready-made stream --loopback--> Destination    against the same
 //! record   writer --> Proxy --> reader                      against  a proxy that only copies
 //! verify, inspect                                           the verbs over a file in the page cache
@@ -14,6 +15,7 @@
 
 mod codec;
 mod memory;
+mod multifd;
 mod packets;
 mod stream;
 mod wire;
@@ -58,6 +60,7 @@ pub(crate) struct Bench {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum What {
     Send,
+    MultifdSend,
     Recv,
     Record,
     Verify,
@@ -104,6 +107,26 @@ const MEASUREMENTS: &[Measurement] = &[
         kind: What::Send,
         name: "send, images, beside a copy",
         measure: |c| wire::send_images(Beside::Copier, c),
+    },
+    Measurement {
+        kind: What::MultifdSend,
+        name: "multifd-send 2, equal pages",
+        measure: |c| multifd::send(Pattern::Byte(0x5a), 2, c),
+    },
+    Measurement {
+        kind: What::MultifdSend,
+        name: "multifd-send 2, counted pages",
+        measure: |c| multifd::send(Pattern::Count, 2, c),
+    },
+    Measurement {
+        kind: What::MultifdSend,
+        name: "multifd-send 4, equal pages",
+        measure: |c| multifd::send(Pattern::Byte(0x5a), 4, c),
+    },
+    Measurement {
+        kind: What::MultifdSend,
+        name: "multifd-send 4, counted pages",
+        measure: |c| multifd::send(Pattern::Count, 4, c),
     },
     Measurement { kind: What::Recv, name: "recv", measure: wire::recv },
     Measurement { kind: What::Record, name: "record", measure: wire::record },

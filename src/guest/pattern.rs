@@ -26,7 +26,7 @@ impl Pattern {
         match self {
             Self::Zero => page.fill(0),
             Self::Byte(byte) => page.fill(byte),
-            Self::Count => words(page, |i| offset / 8 + i + 1),
+            Self::Count => count(page, offset / 8 + 1),
             Self::Random(seed) => {
                 let start = mix(seed ^ mix(offset));
                 words(page, |i| mix(start.wrapping_add(i)));
@@ -54,6 +54,23 @@ impl Pattern {
             _ => Self::Random(seed),
         }
     }
+}
+
+/// Big-endian words from `first` on. Of 256 of them, only the last byte is another, so that nothing need be swapped for each.
+fn count(page: &mut [u8], mut first: u64) {
+    let (mut whole, rest) = page.as_chunks_mut::<8>();
+    while !whole.is_empty() {
+        let low = first % 256;
+        let (these, others) = whole.split_at_mut((256 - low as usize).min(whole.len()));
+        // The last byte on the wire is the highest of a little-endian word.
+        let start = (first - low).swap_bytes() | low << 56;
+        for (i, word) in these.iter_mut().enumerate() {
+            *word = start.wrapping_add((i as u64) << 56).to_le_bytes();
+        }
+        first = first.wrapping_add(these.len() as u64);
+        whole = others;
+    }
+    rest.fill(0xff);
 }
 
 fn words(page: &mut [u8], word: impl Fn(u64) -> u64) {
@@ -122,6 +139,21 @@ mod tests {
         }
         for bad in ["", "byte", "byte=256", "random", "random=x", "zero=1", "noise=1"] {
             assert!(bad.parse::<Pattern>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn counted_words_stand_one_behind_the_other() {
+        for (offset, len) in
+            [(0, 4096), (4096, 65536), (8 * 254, 64), (8 * 255, 8), ((1 << 40) - 8 * 300, 8192), (64, 13)]
+        {
+            let mut page = vec![0; len];
+            Pattern::Count.fill(offset, &mut page);
+            let (words, rest) = page.as_chunks::<8>();
+            for (i, word) in words.iter().enumerate() {
+                assert_eq!(u64::from_be_bytes(*word), offset / 8 + i as u64 + 1, "{offset:#x}");
+            }
+            assert!(rest.iter().all(|byte| *byte == 0xff));
         }
     }
 

@@ -15,7 +15,7 @@ use super::stream::{CHUNK, Ready, Scratch, discard};
 use super::{Conditions, Found, Rate};
 
 /// Nothing here takes that long, unless something is wrong.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub(super) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// What images are sent beside.
 #[derive(Clone, Copy)]
@@ -86,7 +86,7 @@ pub(super) fn forward(conditions: &Conditions) -> anyhow::Result<Found> {
     conditions.compare(|| proxied(conditions.size, |proxy| proxy), || copied(conditions.size))
 }
 
-fn machine(conditions: &Conditions) -> migwire::Result<Template> {
+pub(super) fn machine(conditions: &Conditions) -> migwire::Result<Template> {
     Template::blank(&Blank::new("none", "ram", conditions.size))
 }
 
@@ -171,7 +171,7 @@ fn copy(mut from: impl io::Read, mut to: TcpStream) -> io::Result<()> {
     }
 }
 
-fn pour(size: u64, to: SocketAddr) -> io::Result<()> {
+pub(super) fn pour(size: u64, to: SocketAddr) -> io::Result<()> {
     let mut stream = TcpStream::connect(to)?;
     let buffer = vec![0x5a; CHUNK];
     let mut left = size;
@@ -183,7 +183,7 @@ fn pour(size: u64, to: SocketAddr) -> io::Result<()> {
     stream.shutdown(Shutdown::Write)
 }
 
-fn loopback(port: u16) -> Address {
+pub(super) fn loopback(port: u16) -> Address {
     Address::Tcp { host: Ipv4Addr::LOCALHOST.to_string(), port }
 }
 
@@ -194,7 +194,7 @@ fn peer(address: &Address) -> SocketAddr {
     }
 }
 
-fn joined<T>(thread: thread::ScopedJoinHandle<'_, io::Result<T>>) -> anyhow::Result<T> {
+pub(super) fn joined<T>(thread: thread::ScopedJoinHandle<'_, io::Result<T>>) -> anyhow::Result<T> {
     let result = thread.join().map_err(|_| anyhow::anyhow!("a thread of the measurement has panicked"))?;
     Ok(result?)
 }
