@@ -156,7 +156,9 @@ impl Recv {
         eprintln!(
             "{}: {} in {} ({} sections, {} pages of which {} zero, {} iterations{})",
             if arrival.error.is_none() { "completed" } else { "failed" },
-            output::bytes(arrival.bytes),
+            output::bytes(
+                arrival.bytes + arrival.channels.values().map(|channel| channel.bytes).sum::<u64>()
+            ),
             output::seconds(arrival.elapsed),
             arrival.sections,
             arrival.pages,
@@ -164,6 +166,19 @@ impl Recv {
             arrival.iterations,
             if arrival.return_path { ", with return path" } else { "" },
         );
+        if let Some(mode) = arrival.sync_mode {
+            eprintln!(
+                "{} multifd channels ({}), synchronised {} times {mode}",
+                arrival.channels.len(),
+                arrival.method.map_or_else(|| "no pages".to_owned(), method_name),
+                arrival.synchronisations,
+            );
+        }
+        for device in &arrival.devices {
+            let why = device.incomplete.as_deref().unwrap_or("complete");
+            let bytes = output::bytes(device.main_bytes + device.multifd_bytes);
+            eprintln!("{}: {bytes} in {} packets: {why}", device.name.escape_ascii(), device.packets);
+        }
         Ok(())
     }
 
