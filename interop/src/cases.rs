@@ -33,6 +33,8 @@ pub(crate) enum Kind {
     Direct,
     StockToStandin,
     StandinToStock,
+    /// Both ends are ours: what no stock build can show, because it has no such device or does not do it yet.
+    StandinToStandin,
     StockToProxyToStock,
     /// An internal snapshot in a qcow2 image: save, verify, load in a fresh process.
     Savevm,
@@ -112,6 +114,9 @@ pub(crate) struct Variant {
     /// What else to tell the stand-in source.
     #[serde(default)]
     pub(crate) send: Vec<String>,
+    /// What to tell the stand-in destination of a pair.
+    #[serde(default)]
+    pub(crate) recv: Vec<String>,
     /// The source is switched to postcopy when it has been held back for as long as it should.
     #[serde(default)]
     pub(crate) postcopy: bool,
@@ -452,6 +457,11 @@ impl Case {
             "there is no place for a proxy between QEMU and a file"
         );
         ensure!(
+            self.kind != Kind::StandinToStandin
+                || (self.machine == MachineAxis::None && self.transport == Transport::Tcp),
+            "two stand-ins talk about machine none over tcp"
+        );
+        ensure!(
             !self.variant.from_nothing
                 || (self.kind == Kind::StandinToStock && self.machine == MachineAxis::None),
             "only machine none can be made from nothing, and only by a stand-in source"
@@ -484,6 +494,7 @@ impl Kind {
             Self::Direct => "direct",
             Self::StockToStandin => "recv",
             Self::StandinToStock => "send",
+            Self::StandinToStandin => "pair",
             Self::StockToProxyToStock => "proxy",
             Self::Savevm => "savevm",
             Self::BackgroundSnapshot => "background",
@@ -506,8 +517,12 @@ impl Spread {
                 None => bail!("peers {word:?}: all, same or ring+N"),
             },
         };
-        let alone = matches!(kind, Kind::StockToStandin | Kind::StandinToStock);
-        ensure!(!alone || spread == Self::All, "{} has one stock peer: peers = \"all\"", kind.short());
+        let alone = matches!(kind, Kind::StockToStandin | Kind::StandinToStock | Kind::StandinToStandin);
+        ensure!(
+            !alone || spread == Self::All,
+            "{} has at most one stock peer: peers = \"all\"",
+            kind.short()
+        );
         Ok(spread)
     }
 
@@ -517,6 +532,7 @@ impl Spread {
         match (kind, self) {
             (Kind::StockToStandin, _) => each.map(|build| (build, standin())).collect(),
             (Kind::StandinToStock, _) => each.map(|build| (standin(), build)).collect(),
+            (Kind::StandinToStandin, _) => vec![(standin(), standin())],
             (_, Self::Same) => each.map(|build| (build.clone(), build)).collect(),
             (_, Self::Ring(steps)) => each
                 .enumerate()

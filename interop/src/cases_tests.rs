@@ -151,8 +151,10 @@ fn shipped_cases_cover_every_build_in_every_role() {
             }
         }
     }
+    // Two stand-ins need no build.
     let axes: BTreeSet<(String, &str)> = cells
         .iter()
+        .filter(|cell| !cell.builds().is_empty())
         .flat_map(|cell| {
             let case = &cell.case;
             [

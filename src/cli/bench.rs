@@ -6,6 +6,7 @@
 //! recv     writer of a ready-made stream --loopback--> Destination    against the same
 //! record   writer --> Proxy --> reader                      against  a proxy that only copies
 //! verify, inspect                                           the verbs over a file in the page cache
+//! packets                                                   what a multifd packet costs, and the verbs over multifd channels
 //! codec                                                     payloads of multifd packets against zlib and zstd alone
 //! memory                                                    peak of a verb over a stream of many gigabytes
 //! ```
@@ -15,6 +16,7 @@
 mod codec;
 mod memory;
 mod multifd;
+mod packets;
 mod stream;
 mod wire;
 
@@ -63,6 +65,7 @@ enum What {
     Record,
     Verify,
     Inspect,
+    Packets,
     Codec,
     Memory,
     All,
@@ -74,6 +77,8 @@ enum Found {
     Rate { ours: f64, plain: Option<f64> },
     /// Peak of resident memory, bytes.
     Peak(u64),
+    /// Time that a packet takes, and the share of a core that packets of raw pages at 30 Gbit/s would take.
+    Packet { nanoseconds: f64, share: f64 },
     /// This build cannot be measured in that way.
     Skipped(String),
 }
@@ -128,6 +133,18 @@ const MEASUREMENTS: &[Measurement] = &[
     Measurement { kind: What::Record, name: "record, without recording", measure: wire::forward },
     Measurement { kind: What::Verify, name: "verify", measure: |c| stream::verb("verify", c) },
     Measurement { kind: What::Inspect, name: "inspect", measure: |c| stream::verb("inspect", c) },
+    Measurement {
+        kind: What::Packets,
+        name: "packets, payload left out",
+        measure: |c| packets::parse(false, c),
+    },
+    Measurement {
+        kind: What::Packets,
+        name: "packets, payload in pieces",
+        measure: |c| packets::parse(true, c),
+    },
+    Measurement { kind: What::Packets, name: "verify, multifd", measure: |c| packets::verb("verify", c) },
+    Measurement { kind: What::Packets, name: "inspect, multifd", measure: |c| packets::verb("inspect", c) },
     Measurement {
         kind: What::Codec,
         name: "decode zlib, counted pages",
@@ -259,6 +276,9 @@ fn line(name: &str, found: &Found) -> String {
             format!("{name:<28} {ours:6.2} GB/s, plain {plain:6.2} GB/s, ratio {ratio:.2}")
         }
         Found::Rate { ours, plain: None } => format!("{name:<28} {:6.2} GB/s", ours / 1e9),
+        Found::Packet { nanoseconds, share } => {
+            format!("{name:<28} {nanoseconds:6.0} ns a packet, {:.3} % of a core at 30 Gbit/s", 100.0 * share)
+        }
         Found::Peak(bytes) => format!("{name:<28} {}", output::bytes(*bytes)),
         Found::Skipped(why) => format!("{name:<28} skipped: {why}"),
     }
@@ -271,6 +291,10 @@ fn object(name: &str, conditions: &Conditions, found: &Found) -> Value {
             value["bytes_per_second"] = json!(ours);
             value["plain_bytes_per_second"] = json!(plain);
             value["ratio"] = json!(plain.map(|plain| ours / plain));
+        }
+        Found::Packet { nanoseconds, share } => {
+            value["nanoseconds"] = json!(nanoseconds);
+            value["core_share_at_30_gbit"] = json!(share);
         }
         Found::Peak(bytes) => value["peak_bytes"] = json!(bytes),
         Found::Skipped(why) => value["skipped"] = json!(why),

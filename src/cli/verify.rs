@@ -28,9 +28,12 @@ pub(crate) struct Verify {
 struct Report {
     verdict: &'static str,
     channels: Vec<Channel>,
-    /// Of all channels of a migration, if it has multifd channels; of the first one, if there are more.
+    /// Of all channels of a migration, if it has multifd channels.
     #[serde(skip_serializing_if = "Option::is_none")]
     together: Option<Value>,
+    /// The same of further migrations, if there are more.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    together_more: Vec<Value>,
 }
 
 #[derive(Serialize)]
@@ -55,7 +58,8 @@ struct Channel {
 impl Verify {
     pub(crate) fn run(&self) -> anyhow::Result<Verdict> {
         let reading = self.given.reading()?;
-        let mut report = Report { verdict: "identical", channels: Vec::new(), together: None };
+        let mut report =
+            Report { verdict: "identical", channels: Vec::new(), together: None, together_more: Vec::new() };
         let all = self.given.open()?;
         let are_many = all.len() > 1;
         for opened in all {
@@ -86,7 +90,14 @@ impl Verify {
                         let verdict = if whole.is_consistent() { "identical" } else { "failed" };
                         report.verdict = worse(report.verdict, verdict);
                         self.tell_whole(file.as_deref(), &whole)?;
-                        report.together.get_or_insert_with(|| whole_json(&whole));
+                        let mut value = whole_json(&whole);
+                        if let Some(file) = &file {
+                            value["file"] = json!(file);
+                        }
+                        match &report.together {
+                            None => report.together = Some(value),
+                            Some(_) => report.together_more.push(value),
+                        }
                     }
                 }
             }

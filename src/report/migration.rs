@@ -207,7 +207,9 @@ fn walk(
         faults: together.missing().cloned().collect(),
         ..MigrationSummary::default()
     };
-    let is_told = complete && together.mode() == Some(SyncMode::PerRound) && whole.faults.is_empty();
+    let is_precopy = together.grammar().is_some_and(|grammar| !grammar.is_postcopy());
+    let is_told =
+        complete && is_precopy && together.mode() == Some(SyncMode::PerRound) && whole.faults.is_empty();
     if is_told && whole.synchronisations > 0 {
         evidence.note_trailing_sync(whole.unmatched == channels.len() as u64);
     }

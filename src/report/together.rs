@@ -9,7 +9,7 @@ use crate::device_state::{DeviceReport, SyntheticVerdict};
 use crate::dialect::Dialect;
 use crate::error::{ChannelId, Error, ErrorKind, Result};
 use crate::multifd::{Packet, SyncMode};
-use crate::stream::Event;
+use crate::stream::{Event, Grammar};
 use crate::wire::{ConfigurationSubsection, Method};
 
 const DOING: &str = "reading all channels together";
@@ -213,9 +213,13 @@ fn order(channels: &BTreeMap<u8, Channel>, together: &Together, complete: bool, 
         }
     }
     if !left.is_empty() && complete {
+        let why = match together.grammar().is_some_and(Grammar::is_postcopy) {
+            true => "sources up to 8.2 go on with them in postcopy, when nothing comes on these channels",
+            false => "sources of 9.1 and 9.2 leave one",
+        };
+        let channels = left.join(", ");
         whole.notes.push(format!(
-            "the last SYNC of multifd channel {} is answered by nothing on the main channel, as sources of 9.1 and 9.2 leave it",
-            left.join(", ")
+            "SYNCs of multifd channel {channels} are answered by nothing on the main channel: {why}"
         ));
     }
 }

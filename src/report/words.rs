@@ -5,7 +5,7 @@ use crate::postcopy::Reply;
 use crate::stream::{Event, Grammar};
 use crate::wire::{
     Command, ConfigurationSubsection, Cursor, Message, Method, MultifdFlags, Name, Page, PageBody, PageWord,
-    RamBlock, RamFlags, RamPacket, SectionHead, VfioPacketFlags, VfioPacketHead, Wire as _,
+    RamBlock, RamFlags, RamPacket, SectionHead, VfioPacketFlags, VfioPacketHead, VfioTag, Wire as _,
 };
 
 /// What an event says. `grammar` is the state behind it.
@@ -27,8 +27,16 @@ pub(super) fn event(event: &Event<'_>, grammar: &Grammar) -> String {
             page.word.offset(grammar.page_size()),
             current_block(grammar)
         ),
-        Event::Payload(_) => match grammar.current_section() {
-            Some((_, _, section)) => format!("payload of {:?} {}", section.name(), section.instance_id),
+        Event::Payload(bulk) => match grammar.current_section() {
+            Some((_, _, section)) => {
+                let what = format!("payload of {:?} {}", section.name(), section.instance_id);
+                // What VFIO sections say, they say in words of their own.
+                let first = bulk.bytes().filter(|_| section.idstr.ends_with(b"vfio"));
+                match first.map(|bytes| VfioTag::parse(&mut Cursor::new(0, bytes))) {
+                    Some(Ok(tag)) if tag.name().is_some() => format!("{what}, {tag}"),
+                    _ => what,
+                }
+            }
             None => "payload".to_owned(),
         },
         Event::Footer(footer) => format!("footer of section {}", footer.section_id),

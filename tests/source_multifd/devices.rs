@@ -119,7 +119,10 @@ fn what_cannot_be_is_refused() {
     };
     assert!(refused(0, devices(Arrangement::Downtime), "any").contains("there are none"));
     assert!(refused(2, devices(Arrangement::Live), "9.2").contains("9.2"));
-    assert!(refused(2, devices(Arrangement::Downtime), "11.1-on-9.2").contains("11.1-on-9.2"));
+    assert!(refused(2, devices(Arrangement::Downtime), "9.2-on-9.2").contains("9.2-on-9.2"));
+    let forced = source(Multifd::new(2)).with_devices(devices(Arrangement::Downtime));
+    let forced = forced.with_dialect("11.1-on-9.2".parse().unwrap());
+    assert!(forced.check().is_ok(), "a property on an older machine type can be forced");
     let dedicated = |arrangement| Devices { dedicated: true, ..devices(arrangement) };
     assert!(refused(1, dedicated(Arrangement::Live), "any").contains("two channels"));
     assert!(refused(0, dedicated(Arrangement::Main), "any").contains("two channels"));

@@ -1,7 +1,7 @@
 //! Runs cells: a few at a time, each in a folder of its own, each with a verdict whatever happens to it.
 //!
 //! ```text
-//! queue -> worker 1..jobs -> decide -> steps (direct, standin_dest, standin_source, proxy, snapshot) -> verdict -> main
+//! queue -> worker 1..jobs -> decide -> steps (direct, standin_dest, standin_source, standins, proxy, snapshot) -> verdict -> main
 //! ```
 //!
 //! Whatever a cell started dies with it, also when the judge itself panics inside it: the panic becomes the cell's
@@ -13,6 +13,7 @@ mod proxy;
 mod snapshot;
 mod standin_dest;
 mod standin_source;
+mod standins;
 pub(crate) mod steps;
 mod template;
 
@@ -188,6 +189,7 @@ impl Bench<'_> {
             Kind::Direct => direct::run(&self),
             Kind::StockToStandin => standin_dest::run(&self),
             Kind::StandinToStock => standin_source::run(&self),
+            Kind::StandinToStandin => standins::run(&self),
             Kind::StockToProxyToStock => proxy::run(&self),
             Kind::Savevm => snapshot::savevm(&self),
             Kind::BackgroundSnapshot => snapshot::background(&self),

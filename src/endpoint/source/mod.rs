@@ -350,7 +350,7 @@ impl Source {
         if channels == 0 {
             return misuse("device state in packets takes multifd channels, and there are none".to_owned());
         }
-        if !self.dialect.has(Difference::MultifdDeviceState) {
+        if !self.dialect.has(Difference::MultifdDevicePackets) {
             return misuse(format!("QEMU {} has no packets of device state", self.dialect));
         }
         Ok(())

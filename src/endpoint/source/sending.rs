@@ -246,8 +246,12 @@ impl Filter {
                 if grammar.current_section().is_some_and(|(_, _, section)| section.is_ram()) =>
             {
                 self.ram = Some(head.kind);
-                if head.kind == SectionKind::END && self.wants_switchover() == Some(true) && !self.switched {
-                    Self::switch_over(out)?;
+                if head.kind == SectionKind::END && !self.switched {
+                    match self.wants_switchover() {
+                        Some(true) => Self::switch_over(out)?,
+                        // The state follows all the same, for a destination that will wait for the word in vain.
+                        _ => Self::launch(out)?,
+                    }
                 }
                 if head.kind == SectionKind::PART { Ok(()) } else { out.main.emit(event) }
             }
@@ -266,7 +270,11 @@ impl Filter {
             Event::Command(Command::OpenReturnPath | Command::Ping(_)) => Ok(()),
             Event::Command(Command::SwitchoverStart) => {
                 self.switched = true;
-                if self.wants_switchover() == Some(false) { Ok(()) } else { Self::switch_over(out) }
+                if self.wants_switchover() == Some(false) {
+                    Self::launch(out)
+                } else {
+                    Self::switch_over(out)
+                }
             }
             Event::Eof => {
                 if let Some(fleet) = &mut out.fleet {
@@ -281,6 +289,10 @@ impl Filter {
     /// The guest is stopped: what is left of the devices' state may follow.
     fn switch_over(out: &mut Outlet<'_, '_>) -> Result<()> {
         out.main.emit(&Event::Command(Command::SwitchoverStart))?;
+        Self::launch(out)
+    }
+
+    fn launch(out: &mut Outlet<'_, '_>) -> Result<()> {
         match out.fleet {
             Some(_) => out.main.flush().and_then(|()| out.launch(Stage::Stop)),
             None => Ok(()),
