@@ -205,6 +205,7 @@ fn pages_of_a_template_change_over_to_the_channels() {
             assert_eq!(digests(&seen.memory), digests(&on_main.memory), "{place}");
             assert_eq!(departure.pages, before.pages, "{place}");
             assert_eq!(departure.xbzrle_pages, before.xbzrle_pages, "{place}");
+            assert_eq!(departure.xbzrle_pages > 0, name == "pc-xbzrle", "{place}");
             assert_eq!(seen.repeated, 0, "{place}: the guest wrote to a page, and it was sent again");
             assert!(!seen.main.contains(&"page".to_owned()), "{place}");
             assert!(seen.pages().0 > 0, "{place}");

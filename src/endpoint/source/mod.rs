@@ -5,7 +5,14 @@
 //! destination:                                   PONG 1                                         SHUT 0
 //! ```
 //! A [`Template`] gives the stream its shape: block list, devices, description. Its pages stay, or come from images or a
-//! [`Pattern`]. What leaves has passed a strict emitter, so that no stock destination can hang on it.
+//! [`Pattern`]. What leaves has passed a strict emitter, so that no stock destination can hang on it; with [`Misconduct`] it may.
+//!
+//! ```text
+//! main thread --Output--> main channel          Outlet: which channel a page takes, when they wait for each other
+//!      |   '--Team--> Worker, a thread a multifd channel: pages made or read, encoded, written
+//!      '------Fleet-> a thread a device: its packets, handed to the workers
+//! Replies, a thread <--- return path
+//! ```
 
 mod batch;
 mod blank;

@@ -113,6 +113,7 @@ impl<'a> Output<'a> {
         let word = PageWord::new(page.word.offset(size), flags);
         self.page_count += 1;
         self.zero_pages += u64::from(matches!(page.body, PageBody::Zero(_)));
+        self.xbzrle_pages += u64::from(matches!(page.body, PageBody::Xbzrle { .. }));
         self.emit(&Event::Page(Page { word, block, body: page.body }))
     }
 
