@@ -272,6 +272,12 @@ impl Vm {
         }
     }
 
+    /// The states that its migrations went through, as far as it told with events.
+    pub(crate) fn states(&self) -> impl Iterator<Item = &str> {
+        let events = self.qmp.events().filter(|event| event["event"] == "MIGRATION");
+        events.filter_map(|event| event["data"]["status"].as_str())
+    }
+
     pub(crate) fn query_migrate(&mut self) -> Run<Value> {
         self.command("query-migrate", json!({}))
     }

@@ -146,10 +146,9 @@ impl Qmp {
         self.timeout = timeout;
     }
 
-    /// The events seen so far, oldest first.
-    #[cfg(test)]
-    pub(crate) fn take_events(&mut self) -> Vec<Value> {
-        self.events.drain(..).collect()
+    /// The events seen so far, oldest first, of which only so many are kept.
+    pub(crate) fn events(&self) -> impl Iterator<Item = &Value> {
+        self.events.iter()
     }
 
     fn write_line(&mut self, doing: &str, request: &Value) -> Result<(), QmpError> {
@@ -289,7 +288,7 @@ mod tests {
         });
         let mut qmp = open(stream).unwrap();
         assert_eq!(qmp.command("query-status", json!({})).unwrap()["status"], "running");
-        assert_eq!(qmp.take_events()[0]["event"], "STOP");
+        assert_eq!(qmp.events().next().unwrap()["event"], "STOP");
     }
 
     #[test]

@@ -102,7 +102,9 @@ impl Bench<'_> {
     /// Sets what the case wants at one end.
     pub(super) fn configure(&self, vm: &mut Vm, side: &Settings, more: &[&str]) -> Run<()> {
         let both = &self.cell.case.variant.both;
-        let mut capabilities: Vec<String> = more.iter().map(ToString::to_string).collect();
+        // States may pass between two questions, so each is told of as well.
+        let mut capabilities = vec![String::from("events")];
+        capabilities.extend(more.iter().map(ToString::to_string));
         capabilities.extend(both.capabilities.iter().chain(&side.capabilities).cloned());
         vm.set_capabilities(&capabilities)?;
         let mut parameters = both.parameters.clone();
@@ -174,14 +176,19 @@ impl Bench<'_> {
     /// Starts the migration and follows it to its end at the source.
     pub(super) fn migrate(&self, vm: &mut Vm, uri: &str) -> Run<Value> {
         let hold = Hold::of(self);
-        let mut pace = if hold.is_some() { brake() } else { open() };
+        let postcopy = self.cell.case.variant.postcopy;
+        let mut pace = match hold {
+            Some(_) if postcopy => slower_than_the_guest(),
+            Some(_) => brake(),
+            None => open(),
+        };
         if let Some(pace) = pace.as_object_mut() {
             // A case may need another pace to show what it is about.
             pace.extend(self.cell.case.variant.source.parameters.clone());
         }
         vm.set_parameters(pace)?;
         vm.migrate(uri)?;
-        if self.cell.case.variant.postcopy {
+        if postcopy {
             return follow_into_postcopy(vm, hold, self.place.deadline);
         }
         follow(vm, hold, self.place.deadline)
@@ -284,6 +291,11 @@ fn brake() -> Value {
     json!({"max-bandwidth": 24u64 << 20, "downtime-limit": 1})
 }
 
+/// Slower than the guest, so that it never catches up with it. Postcopy is for such a guest, and has a pace of its own.
+fn slower_than_the_guest() -> Value {
+    json!({"max-bandwidth": 8u64 << 20, "downtime-limit": 1})
+}
+
 /// So fast and patient that it ends with the next pass.
 pub(crate) fn open() -> Value {
     json!({"max-bandwidth": 16u64 << 30, "downtime-limit": 10_000})
@@ -312,7 +324,8 @@ pub(crate) fn follow(vm: &mut Vm, mut hold: Option<Hold>, deadline: Deadline) ->
     }
 }
 
-/// Holds a migration back as long as it should be, and then switches it to postcopy.
+/// Holds a migration back as long as it should be, switches it to postcopy, and sees that it was there: it would prove nothing if it
+/// ended as precopy.
 fn follow_into_postcopy(vm: &mut Vm, hold: Option<Hold>, deadline: Deadline) -> Run<Value> {
     let held = deadline.within(HOLD);
     if let Some(Hold { field, at_least }) = &hold {
@@ -327,8 +340,12 @@ fn follow_into_postcopy(vm: &mut Vm, hold: Option<Hold>, deadline: Deadline) -> 
         }
     }
     vm.command("migrate-start-postcopy", json!({}))?;
-    vm.set_parameters(json!({"max-bandwidth": 16u64 << 30}))?;
-    follow(vm, None, deadline)
+    let reply = follow(vm, None, deadline)?;
+    if vm.states().all(|state| state != "postcopy-active") {
+        let text = "completed without having been in postcopy, so nothing was shown";
+        return Err(Failure::new(Class::Failed, text).of(vm.label()));
+    }
+    Ok(reply)
 }
 
 /// What a peer says about its failed migration: its error, or else its last words.
