@@ -45,6 +45,12 @@ pub enum ChannelId {
     Multifd(u8),
     /// The postcopy-preempt channel.
     Preempt,
+    /// The main channel as it went on after so many pauses of postcopy: a connection of its own.
+    Resumed(u32),
+    /// Its reverse direction.
+    ResumedReturnPath(u32),
+    /// The preempt channel that was opened again with it.
+    ResumedPreempt(u32),
     /// A connection whose kind is not known, by order of arrival.
     Connection(u32),
     /// Not a channel at all: a file around it (a recording, an image).
@@ -58,6 +64,9 @@ impl fmt::Display for ChannelId {
             Self::ReturnPath => f.write_str("return path"),
             Self::Multifd(id) => write!(f, "multifd channel {id}"),
             Self::Preempt => f.write_str("preempt channel"),
+            Self::Resumed(n) => write!(f, "main channel after pause {n}"),
+            Self::ResumedReturnPath(n) => write!(f, "return path after pause {n}"),
+            Self::ResumedPreempt(n) => write!(f, "preempt channel after pause {n}"),
             Self::Connection(n) => write!(f, "connection {n}"),
             Self::Container => f.write_str("container"),
         }

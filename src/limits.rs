@@ -44,6 +44,14 @@ pub const MAX_RETURN_PATH_PAYLOAD: u16 = 512;
 /// Largest received-page bitmap: one bit a 4 KiB page of 16 TiB. It is passed through in pieces, never collected.
 pub const MAX_RECEIVED_BITMAP: u64 = 512 << 20;
 
+/// Parts of a block of 32768 pages each of which it is known which pages have arrived, if any has: 4 KiB each, of 2 TiB of memory
+/// with pages of 4 KiB. It takes one page for a peer to open one.
+pub const MAX_PAGE_SET_PARTS: usize = 1 << 14;
+
+/// Page requests that wait to be served; a destination that goes on asking then has to wait as well. A stock one asks for as many
+/// pages as it has virtual CPUs and device threads.
+pub const MAX_PAGE_REQUESTS: usize = 1 << 16;
+
 /// Longest block of a recording that is held in memory. Wireshark itself reads packets of up to 256 KiB; some tools write larger.
 pub const MAX_CAPTURE_BLOCK: u32 = 16 << 20;
 

@@ -203,7 +203,7 @@ fn commands() -> Cases {
 }
 
 fn packages() -> Cases {
-    let ram = || Small::begin().ram("ram", 0x1000);
+    let ram = || Small::begin().command(Command::PostcopyAdvise(None)).ram("ram", 0x1000);
     let inside = || Small::default().command(Command::PostcopyListen).device("device", b"1234");
     let run = || inside().command(Command::PostcopyRun);
     let sized = |size| ram().command(Command::Packaged { size });

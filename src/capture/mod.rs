@@ -65,13 +65,16 @@ impl fmt::Display for Direction {
     }
 }
 
-/// The interface name under which a channel is recorded: `main`, `multifd-3`, `preempt`, `connection-1`.
-/// The return path has no interface of its own: it is the direction [`Direction::ToSource`] of `main`.
+/// The interface name under which a channel is recorded: `main`, `multifd-3`, `preempt`, `connection-1`; behind the first pause of
+/// postcopy `resumed-1` and `resumed-1-preempt`. A return path has no interface of its own: it is the direction
+/// [`Direction::ToSource`] of its main channel.
 pub fn interface_name(channel: ChannelId) -> String {
     match channel {
         ChannelId::Main | ChannelId::ReturnPath => "main".into(),
         ChannelId::Multifd(id) => format!("multifd-{id}"),
         ChannelId::Preempt => "preempt".into(),
+        ChannelId::Resumed(n) | ChannelId::ResumedReturnPath(n) => format!("resumed-{n}"),
+        ChannelId::ResumedPreempt(n) => format!("resumed-{n}-preempt"),
         ChannelId::Connection(n) => format!("connection-{n}"),
         ChannelId::Container => "container".into(),
     }
@@ -84,6 +87,14 @@ pub fn channel_of(name: &str, direction: Direction) -> Option<ChannelId> {
         ("main", Direction::ToDestination) => Some(ChannelId::Main),
         ("main", Direction::ToSource) => Some(ChannelId::ReturnPath),
         ("preempt", _) => Some(ChannelId::Preempt),
+        _ if name.starts_with("resumed-") => {
+            let rest = numbered("resumed-")?;
+            match (rest.strip_suffix("-preempt"), direction) {
+                (Some(n), _) => n.parse().ok().map(ChannelId::ResumedPreempt),
+                (None, Direction::ToDestination) => rest.parse().ok().map(ChannelId::Resumed),
+                (None, Direction::ToSource) => rest.parse().ok().map(ChannelId::ResumedReturnPath),
+            }
+        }
         _ => numbered("multifd-")
             .and_then(|n| n.parse().ok())
             .map(ChannelId::Multifd)

@@ -507,11 +507,20 @@ fn wiresharks_tools_open_a_recording() {
 #[test]
 fn interface_names_round_trip() {
     let multifd = [0, 255].map(ChannelId::Multifd);
-    for channel in [ChannelId::Main, ChannelId::Preempt, ChannelId::Connection(7)].into_iter().chain(multifd)
+    for channel in [
+        ChannelId::Main,
+        ChannelId::Preempt,
+        ChannelId::Connection(7),
+        ChannelId::Resumed(1),
+        ChannelId::ResumedPreempt(12),
+    ]
+    .into_iter()
+    .chain(multifd)
     {
         assert_eq!(channel_of(&interface_name(channel), ToDestination), Some(channel));
     }
     assert_eq!(channel_of("main", ToSource), Some(ChannelId::ReturnPath));
+    assert_eq!(channel_of("resumed-2", ToSource), Some(ChannelId::ResumedReturnPath(2)));
     for foreign in ["eth0", "multifd-256", "multifd-", "multifd-+1", "connection-x", ""] {
         assert_eq!(channel_of(foreign, ToDestination), None, "{foreign}");
     }

@@ -130,7 +130,8 @@ impl Reading {
 #[must_use]
 pub(super) fn unsupported(channel: ChannelId) -> Error {
     let kind = match channel {
-        ChannelId::Preempt => "preempt channel",
+        ChannelId::Preempt | ChannelId::ResumedPreempt(_) => "preempt channel",
+        ChannelId::Resumed(_) | ChannelId::ResumedReturnPath(_) => "connection of a recovery",
         _ => "connection of unknown kind",
     };
     Error::nowhere(ErrorKind::Unsupported, "reading", kind).on(channel)

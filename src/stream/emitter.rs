@@ -41,6 +41,14 @@ impl Emitter {
         Self { grammar: None, offset: 0 }
     }
 
+    /// An emitter for the connection on which a migration goes on after a pause, from offset 0. `None` if it could not pause.
+    pub fn resumed(&self) -> Option<Self> {
+        match &self.grammar {
+            Some(grammar) => Some(Self { grammar: Some(grammar.resumed()?), offset: 0 }),
+            None => Some(Self::obedient()),
+        }
+    }
+
     /// Bytes written so far.
     pub fn offset(&self) -> u64 {
         self.offset

@@ -21,5 +21,6 @@ mod tests;
 pub use emitter::Emitter;
 pub use event::Event;
 pub use extent::Extents;
-pub use grammar::{Block, Grammar, Mode, Phase, Section};
+pub(crate) use grammar::HostPage;
+pub use grammar::{Block, Grammar, Mode, Phase, Postcopy, Section};
 pub use parser::Parser;

@@ -97,6 +97,12 @@ impl Parser {
         self
     }
 
+    /// A parser for the connection on which a migration goes on after a pause, from offset 0. `None` if it could not pause.
+    pub fn resumed(&self) -> Option<Self> {
+        let grammar = self.grammar.resumed()?;
+        Some(Self { grammar, offset: 0, payload: Payload::default(), ..self.clone() })
+    }
+
     /// State of the protocol behind the last event.
     pub fn grammar(&self) -> &Grammar {
         &self.grammar

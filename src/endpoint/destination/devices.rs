@@ -112,7 +112,7 @@ impl Devices {
             // Channels that stand at a SYNC which nothing answers will not read what is behind it.
             let never_starts = channels.settings.devices.ability == Ability::Downtime && !self.switched;
             if never_starts || channels.are_silent() || !channels.wait_for_devices(pace) {
-                return Err(incomplete(report, channels));
+                return Err(incomplete(report, never_starts, channels));
             }
         }
     }
@@ -131,9 +131,13 @@ fn note(
     channels.devices().handle_main(device, kind, event, &mut |_, _| {})
 }
 
-fn incomplete(report: &DeviceReport, channels: &Channels) -> Error {
+fn incomplete(report: &DeviceReport, never_starts: bool, channels: &Channels) -> Error {
     let name = report.name.escape_ascii();
-    let why = report.incomplete.as_deref().unwrap_or_default();
+    let mut why = report.incomplete.clone().unwrap_or_default();
+    // Whether a packet has come by now is up to chance; that it would wait for ever is not.
+    if never_starts && !why.contains("SWITCHOVER_START") {
+        why.push_str("; no SWITCHOVER_START has come, which packets of state wait for");
+    }
     let waiting: Vec<String> = channels.waiting().iter().map(u8::to_string).collect();
     let stands = match waiting.is_empty() {
         true => String::new(),

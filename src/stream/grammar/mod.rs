@@ -13,10 +13,13 @@
 //! Parser and emitter both ask. In [`Mode::Strict`] what a stock destination would refuse is an error; in
 //! [`Mode::Lenient`] it is a complaint that is kept, and the reading goes on wherever the bytes still make sense.
 
+mod postcopy;
 mod ram;
 
 use std::collections::HashMap;
 
+pub(crate) use postcopy::HostPage;
+pub use postcopy::Postcopy;
 pub use ram::Block;
 use ram::Ram;
 
@@ -111,7 +114,7 @@ pub struct Grammar {
     section: Option<(SectionKind, u32)>,
     ram: Ram,
     package: Option<u64>,
-    listening: bool,
+    postcopy: Postcopy,
     colo: bool,
     overrun: bool,
     complaints: Vec<Error>,
@@ -131,7 +134,7 @@ impl Grammar {
             section: None,
             ram: Ram::new(),
             package: None,
-            listening: false,
+            postcopy: Postcopy::None,
             colo: false,
             overrun: false,
             complaints: Vec::new(),
@@ -201,7 +204,7 @@ impl Grammar {
 
     /// Whether the destination was told to listen: the stream is in postcopy, and has no description.
     pub fn is_postcopy(&self) -> bool {
-        self.listening
+        self.postcopy.is_switched()
     }
 
     /// What was forgiven, oldest first; at most 64 of them are kept, see [`complaint_count`](Self::complaint_count).
@@ -466,11 +469,21 @@ impl Grammar {
             Command::PostcopyAdvise(Some(advise)) => {
                 self.ram.fields.page_size = true;
                 self.set_page_size(advise.target_page_size);
+                return self.admit_postcopy(command, offset);
             }
-            Command::PostcopyListen => self.listening = true,
+            Command::PostcopyAdvise(None)
+            | Command::PostcopyRamDiscard(_)
+            | Command::PostcopyListen
+            | Command::PostcopyResume => return self.admit_postcopy(command, offset),
+            Command::RecvBitmap { block } => return self.check_bitmap(*block, offset),
             Command::EnableColo => self.colo = true,
             Command::Packaged { size } => return self.enter_package(*size, offset),
-            Command::PostcopyRun if self.package.is_some() => self.phase = Phase::Trailing,
+            Command::PostcopyRun => {
+                if self.package.is_some() {
+                    self.phase = Phase::Trailing;
+                }
+                return self.admit_postcopy(command, offset);
+            }
             Command::Other { code, payload } => {
                 let message = match code.fixed_len() {
                     Some(expected) => {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use super::{Grammar, Phase};
+use super::{Grammar, HostPage, Phase};
 use crate::dialect::Difference;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::MAX_RAM_BLOCKS;
@@ -17,6 +17,8 @@ pub struct Block {
     pub name: Box<[u8]>,
     /// Bytes in use.
     pub used_length: u64,
+    /// Page size of its backing, where postcopy needs to know it and it is not an ordinary page: 2 MiB, say.
+    pub huge_page: Option<u64>,
 }
 
 /// The RAM of a stream.
@@ -28,6 +30,8 @@ pub(super) struct Ram {
     pub(super) by_name: HashMap<Box<[u8]>, usize>,
     pub(super) current: Option<usize>,
     pub(super) list_left: u64,
+    /// The host page that postcopy is in the middle of.
+    pub(super) host_page: HostPage,
 }
 
 impl Ram {
@@ -39,6 +43,7 @@ impl Ram {
             by_name: HashMap::new(),
             current: None,
             list_left: 0,
+            host_page: HostPage::default(),
         }
     }
 }
@@ -92,7 +97,11 @@ impl Grammar {
         }
         self.ram.list_left -= length;
         let index = self.ram.blocks.len();
-        self.ram.blocks.push(Block { name: block.name.0.into(), used_length: length });
+        self.ram.blocks.push(Block {
+            name: block.name.0.into(),
+            used_length: length,
+            huge_page: block.page_size,
+        });
         let twice = self.ram.by_name.insert(block.name.0.into(), index).is_some();
         self.phase = self.after_block();
         if let Some(mapped) = &block.mapped {
@@ -172,6 +181,9 @@ impl Grammar {
                 block.used_length
             );
             return self.refuse(ErrorKind::Malformed, offset, "RAM page", message);
+        }
+        if self.is_postcopy() {
+            self.admit_postcopy_page(current, at, &page.body, offset)?;
         }
         match page.body {
             PageBody::Zero(fill) if fill != 0 && !self.dialect.has(Difference::NonZeroFill) => {
