@@ -9,7 +9,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
@@ -46,7 +45,7 @@ pub struct Wanted {
     pub length: u64,
 }
 
-/// How long requests took.
+/// How long requests took, in nanoseconds.
 #[derive(Clone, Debug)]
 pub struct Latencies(Histogram<u64>);
 
@@ -56,10 +55,10 @@ pub struct Arrived {
     /// It was missing.
     pub is_new: bool,
     /// It was asked for, and took that long; of a huge page the last part counts.
-    pub took: Option<Duration>,
+    pub took: Option<u64>,
 }
 
-/// Account of the pages of a guest in postcopy, from POSTCOPY_ADVISE on.
+/// Account of the pages of a guest in postcopy, from POSTCOPY_ADVISE on. Times are nanoseconds of any clock that goes forward.
 #[derive(Debug)]
 pub struct Requests {
     blocks: Arc<[Block]>,
@@ -69,7 +68,7 @@ pub struct Requests {
     depth: usize,
     cursor: Cursor,
     /// Host pages that were asked for: block and offset, and when.
-    outstanding: BTreeMap<(usize, u64), Duration>,
+    outstanding: BTreeMap<(usize, u64), u64>,
     /// Of those, the ones to ask for again on the new connection.
     again: Vec<(usize, u64)>,
     last_block: Option<usize>,
@@ -109,7 +108,7 @@ impl Requests {
     ///
     /// # Errors
     /// As [`PageSet::insert`].
-    pub fn handle_page(&mut self, block: usize, offset: u64, now: Duration) -> Result<Arrived> {
+    pub fn handle_page(&mut self, block: usize, offset: u64, now: u64) -> Result<Arrived> {
         let Some(received) = self.received.get_mut(block) else {
             return Ok(Arrived { is_new: false, took: None });
         };
@@ -138,7 +137,7 @@ impl Requests {
     }
 
     /// The next request to send at the time `now`; `None` if as many as may be are under way, or nothing is left to ask for.
-    pub fn poll_request(&mut self, now: Duration) -> Option<Message<'_>> {
+    pub fn poll_request(&mut self, now: u64) -> Option<Message<'_>> {
         let (block, start) = match self.again.pop() {
             Some(again) => again,
             None if self.outstanding.len() >= self.depth => return None,
@@ -310,15 +309,15 @@ impl Requests {
 
 impl Latencies {
     fn new() -> Self {
-        // From a microsecond to an hour, to three digits.
-        let empty = Histogram::new_with_bounds(1, 3_600_000_000, 3);
+        // Up to an hour, to three digits.
+        let empty = Histogram::new_with_bounds(1, 3_600_000_000_000, 3);
         Self(empty.unwrap_or_else(|_| {
             Histogram::new(3).unwrap_or_else(|_| unreachable!("three digits are allowed"))
         }))
     }
 
-    fn note(&mut self, took: Duration) {
-        self.0.saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1));
+    fn note(&mut self, took: u64) {
+        self.0.saturating_record(took.max(1));
     }
 
     /// Number of requests that were answered.
@@ -327,13 +326,13 @@ impl Latencies {
     }
 
     /// The time that so many of a hundred did not exceed; `None` if there were none.
-    pub fn percentile(&self, percent: f64) -> Option<Duration> {
-        (!self.0.is_empty()).then(|| Duration::from_micros(self.0.value_at_percentile(percent)))
+    pub fn percentile(&self, percent: f64) -> Option<u64> {
+        (!self.0.is_empty()).then(|| self.0.value_at_percentile(percent))
     }
 
     /// The longest.
-    pub fn max(&self) -> Option<Duration> {
-        (!self.0.is_empty()).then(|| Duration::from_micros(self.0.max()))
+    pub fn max(&self) -> Option<u64> {
+        (!self.0.is_empty()).then(|| self.0.max())
     }
 }
 
@@ -414,9 +413,9 @@ mod tests {
     /// Asks until nothing is left, and answers each request at once. Returns what was asked for, in order.
     fn run(pattern: Pattern) -> Vec<(usize, u64)> {
         let mut requests = Requests::new(blocks(), 0x1000, pattern, 1);
-        requests.handle_page(0, 0x5000, Duration::ZERO).unwrap();
+        requests.handle_page(0, 0x5000, 0).unwrap();
         let (mut asked, mut block) = (Vec::new(), 0);
-        while let Some(message) = requests.poll_request(Duration::from_micros(10)) {
+        while let Some(message) = requests.poll_request(10_000) {
             let (start, length) = match message {
                 Message::ReqPagesId { start, length, block: name } => {
                     block = blocks().iter().position(|b| *b.name == *name.0).unwrap();
@@ -427,13 +426,14 @@ mod tests {
             };
             asked.push((block, start));
             for at in (start..start + u64::from(length)).step_by(0x1000) {
-                let arrived = requests.handle_page(block, at, Duration::from_micros(30)).unwrap();
+                let arrived = requests.handle_page(block, at, 30_000).unwrap();
                 assert_eq!(arrived.took.is_some(), at + 0x1000 == start + u64::from(length));
             }
             assert_eq!(requests.outstanding(), 0);
         }
         assert_eq!(requests.latencies().count(), asked.len() as u64);
-        assert_eq!(requests.latencies().percentile(99.0), Some(Duration::from_micros(20)));
+        let p99 = requests.latencies().percentile(99.0).unwrap();
+        assert!((20_000..20_020).contains(&p99), "{p99}");
         if !matches!(requests.pattern, Pattern::List(_)) {
             assert_eq!((requests.missing(), requests.first_missing()), (0, None));
         }
@@ -468,10 +468,10 @@ mod tests {
     #[test]
     fn after_a_pause_the_same_is_asked_for_again_by_name() {
         let mut requests = Requests::new(blocks(), 0x1000, Pattern::Missing, 3);
-        let ask = |requests: &mut Requests| requests.poll_request(Duration::ZERO).map(|m| format!("{m:?}"));
+        let ask = |requests: &mut Requests| requests.poll_request(0).map(|m| format!("{m:?}"));
         let first: Vec<_> = std::iter::from_fn(|| ask(&mut requests)).collect();
         assert_eq!((first.len(), requests.sent()), (3, 3));
-        requests.handle_page(0, 0x1000, Duration::ZERO).unwrap();
+        requests.handle_page(0, 0x1000, 0).unwrap();
         requests.resume();
         let again: Vec<_> = std::iter::from_fn(|| ask(&mut requests)).collect();
         assert_eq!(again.len(), 3, "two again, and one more");
@@ -483,12 +483,12 @@ mod tests {
     fn what_is_discarded_is_missing() {
         let mut requests = Requests::new(blocks(), 0x1000, Pattern::None, 1);
         for at in 0..64 {
-            requests.handle_page(0, at * 0x1000, Duration::ZERO).unwrap();
+            requests.handle_page(0, at * 0x1000, 0).unwrap();
         }
         assert_eq!(requests.missing(), 9);
         requests.handle_discard(0, 0x2000, 0x3000);
         assert_eq!((requests.missing(), requests.first_missing()), (12, Some((0, 0x2000))));
-        assert!(!requests.handle_page(0, 0x1000, Duration::ZERO).unwrap().is_new);
-        assert!(requests.handle_page(0, 0x2000, Duration::ZERO).unwrap().is_new);
+        assert!(!requests.handle_page(0, 0x1000, 0).unwrap().is_new);
+        assert!(requests.handle_page(0, 0x2000, 0).unwrap().is_new);
     }
 }
