@@ -30,6 +30,7 @@ mod run;
 mod select;
 mod support;
 mod tool;
+mod variant;
 
 use std::process::ExitCode;
 

@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
-use crate::cases::{Cell, Kind, Outcome};
+use crate::cases::{Cell, Kind};
 use crate::expected::{self, Entry};
 use crate::failure::{Class, Failure, Run};
 use crate::process::{Deadline, Ledger, interrupted};
@@ -31,6 +31,7 @@ use crate::qemu::Place;
 use crate::report;
 use crate::results::{CellResult, Verdict};
 use crate::support::{Decision, Inventory, Setup};
+use crate::variant::Outcome;
 
 pub(crate) use template::Templates;
 

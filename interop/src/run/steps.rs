@@ -6,13 +6,14 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::Bench;
-use crate::cases::{Guest, Settings};
+use crate::cases::Guest;
 use crate::failure::{Class, Failure, Run};
 use crate::peers::Peer;
 use crate::process::{Deadline, Fate};
 use crate::qemu::{Disk, Ram, Vm, VmSpec};
 use crate::ram;
 use crate::tool::{Tool, ToolProcess};
+use crate::variant::Settings;
 
 /// Once the source is done, the destination has only its last bytes to load.
 const ARRIVAL: Duration = Duration::from_secs(15);
