@@ -305,6 +305,16 @@ impl Case {
                 || (self.kind == Kind::StandinToStock && self.machine == MachineAxis::None),
             "only machine none can be made from nothing, and only by a stand-in source"
         );
+        let Variant { postcopy, running, cut, .. } = &*self.variant;
+        ensure!(
+            *postcopy || (!running && cut.is_empty()),
+            "only in postcopy a guest can go on, and only postcopy can be taken up again"
+        );
+        ensure!(!running || self.guest == Guest::Dirty, "an idle guest does not go on");
+        ensure!(
+            !self.variant.source_has("release-ram") || self.guest == Guest::Idle,
+            "what a source has released cannot be compared, so its guest must not have changed it"
+        );
         Ok(())
     }
 }

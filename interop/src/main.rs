@@ -17,6 +17,7 @@ mod cli;
 mod disk;
 mod expected;
 mod failure;
+mod guest;
 mod merge;
 mod peers;
 mod probe;

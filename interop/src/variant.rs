@@ -40,6 +40,22 @@ pub(crate) struct Variant {
     /// The source is switched to postcopy when it has been held back for as long as it should.
     #[serde(default)]
     pub(crate) postcopy: bool,
+    /// The guest at the destination goes on while its pages are on their way, and asks for those that it needs.
+    #[serde(default)]
+    pub(crate) running: bool,
+    /// Where the conversation breaks, to be taken up again: `run+BYTES` behind the switch, `resume+BYTES` behind a resumption. Whoever of
+    /// us takes part does it; between two stock builds the source is told to pause.
+    #[serde(default)]
+    pub(crate) cut: Vec<String>,
+    /// States that the source must go through, in this order; others may come between.
+    #[serde(default)]
+    pub(crate) states: Vec<String>,
+    /// What `query-migrate` must show at the destination in the end.
+    #[serde(default)]
+    pub(crate) shows: Option<Until>,
+    /// Both ends have a disk that nobody uses, and the source has dirty bitmaps on it, which must arrive.
+    #[serde(default)]
+    pub(crate) bitmaps: bool,
     /// How it must end if it must not end well. The first entry that fits the peers counts; without one it must end well.
     #[serde(default)]
     pub(crate) expect: Vec<Expect>,
@@ -105,6 +121,23 @@ pub(crate) struct Until {
     pub(crate) at_least: u64,
 }
 
+impl Until {
+    /// The number in this reply; what is not there counts as nothing.
+    pub(crate) fn value(&self, reply: &serde_json::Value) -> u64 {
+        self.field.split('.').fold(reply, |value, key| &value[key]).as_u64().unwrap_or(0)
+    }
+
+    pub(crate) fn is_met(&self, reply: &serde_json::Value) -> bool {
+        self.value(reply) >= self.at_least
+    }
+}
+
+impl fmt::Display for Until {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} to reach {}", self.field, self.at_least)
+    }
+}
+
 impl Variant {
     /// Multifd, if both ends have it on.
     pub(crate) fn multifd(&self) -> Option<Multifd> {
@@ -117,6 +150,16 @@ impl Variant {
                 .unwrap_or("none")
                 .to_owned(),
         })
+    }
+
+    /// Whether this capability is on at the source, or at both ends.
+    pub(crate) fn source_has(&self, capability: &str) -> bool {
+        self.both.capabilities.iter().chain(&self.source.capabilities).any(|name| name == capability)
+    }
+
+    /// Whether this capability is on at the destination, or at both ends.
+    pub(crate) fn destination_has(&self, capability: &str) -> bool {
+        self.both.capabilities.iter().chain(&self.destination.capabilities).any(|name| name == capability)
     }
 
     /// How it must end between these peers, if badly.

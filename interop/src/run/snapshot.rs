@@ -7,7 +7,7 @@ use crate::failure::{Failure, Run};
 use crate::process::quote;
 use crate::qemu::{Disk, Ram, Vm};
 use crate::ram;
-use crate::run::steps::{follow, open};
+use crate::run::{follow, open};
 use crate::variant::Settings;
 
 /// Name of the snapshot in the image.

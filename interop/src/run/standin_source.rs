@@ -44,12 +44,11 @@ pub(super) fn run(bench: &Bench<'_>) -> Run<()> {
             both(sent, loaded)?;
         }
     }
-    bench.compare(&plan.memory, &bench.path("destination.ram"))?;
+    bench.inspect(&mut destination, &plan.memory)?;
     // A stream that breaks a rule on purpose is not one that verifies.
     if !case.variant.send.iter().any(|word| word == "--break") {
         bench.verify(CAPTURE)?;
     }
-    bench.resume(&mut destination, "destination")?;
     destination.quit()
 }
 
