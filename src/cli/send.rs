@@ -159,6 +159,10 @@ struct DeviceOptions {
     /// Which channels it takes: mixed (all), dedicated (the upper half; pages have the lower one)
     #[arg(long, value_name = "WHICH", default_value = "mixed", value_parser = parse_dedicated, action = ArgAction::Set)]
     device_channels: bool,
+
+    /// Bytes of the state of each that move while the guest runs [default: about half]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    device_live: Option<u64>,
 }
 
 impl Send {
@@ -239,7 +243,7 @@ impl Send {
     }
 
     fn devices(&self) -> migwire::Result<Devices> {
-        let DeviceOptions { devices, device_size, device_chunk, device_state, device_channels } =
+        let DeviceOptions { devices, device_size, device_chunk, device_state, device_channels, device_live } =
             self.devices;
         let usual = self.channels > 0
             && self.multifd.compression == Method::NONE
@@ -247,7 +251,7 @@ impl Send {
         let usual = if usual { Arrangement::Downtime } else { Arrangement::Main };
         let arrangement = device_state.unwrap_or(usual);
         let all = Devices::new(devices, device_size, device_chunk, arrangement)?;
-        Ok(Devices { dedicated: device_channels, ..all })
+        Ok(Devices { dedicated: device_channels, live: device_live, ..all })
     }
 
     fn shape(&self) -> anyhow::Result<Template> {

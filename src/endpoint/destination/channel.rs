@@ -212,6 +212,11 @@ impl<'a> Serving<'a> {
     fn device_data(&mut self, bytes: &[u8], is_last: bool) -> Result<()> {
         let Some(mut slot) = self.slot.take() else { return Ok(()) };
         let mut devices = self.channels.devices();
+        if devices.is_too_early(&slot, bytes) {
+            drop(devices);
+            self.channels.await_room(|| self.channels.devices().is_too_early(&slot, bytes));
+            devices = self.channels.devices();
+        }
         devices.piece(&mut slot, bytes, &mut |_, _| {})?;
         if is_last {
             devices.end(slot, &mut |_, _| {})?;

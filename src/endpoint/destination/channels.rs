@@ -109,6 +109,8 @@ pub(super) struct State {
     pub(super) unknown: usize,
     /// The receiver asks whether anybody else is at the door, and the doorman has looked so many times since.
     pub(super) asked: u64,
+    /// Channels whose packets of device state wait for packets on other channels.
+    pub(super) crowded: usize,
     pub(super) looked: u64,
     pub(super) arrivals: BTreeMap<u8, ChannelArrival>,
 }
