@@ -8,11 +8,13 @@
 //! ```
 
 mod destination;
+mod fault;
 mod pace;
 mod proxy;
 mod source;
 
 pub use destination::{Acknowledge, Arrival, ChannelArrival, Destination, Expected, Progress};
+pub use fault::{Cut, Cuts};
 pub use pace::Limits;
 pub use proxy::{Passage, Passed, Proxy};
 pub use source::{
