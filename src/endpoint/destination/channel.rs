@@ -165,6 +165,7 @@ impl<'a> Serving<'a> {
         self.arrival.pages += pages as u64;
         self.arrival.zero_pages += batch.zero().len() as u64;
         let place = self.locate(packet, batch, at)?;
+        self.channels.note_pages(place, batch.normal().iter().chain(batch.zero()).copied())?;
         if self.channels.keeps && !batch.zero().is_empty() {
             let mut memory = self.channels.memory();
             for offset in batch.zero() {

@@ -8,6 +8,7 @@ use crossbeam_channel::Sender;
 
 use super::channel;
 use super::channels::{Channels, Expected};
+use super::preempt;
 use crate::error::{ChannelId, Error, ErrorKind, Result};
 use crate::transport::{Connection, Listener};
 use crate::wire::{FileHeader, MULTIFD_MAGIC};
@@ -74,6 +75,12 @@ fn meet(channels: &Channels, connection: Connection, number: u32, main: &Sender<
         Ok(())
     };
     let first = match first_bytes(channels, &connection) {
+        // Where nobody asks for a page, nothing comes on a preempt channel.
+        Ok(first) if first.is_empty() && channels.may_have_preempt() => {
+            channels.note_known();
+            channels.begin_preempt();
+            return Ok(());
+        }
         Ok(first) if first.is_empty() => {
             return dismiss(ErrorKind::Truncated, "a connection ended without a byte".to_owned());
         }
@@ -96,6 +103,14 @@ fn meet(channels: &Channels, connection: Connection, number: u32, main: &Sender<
         let message = "the source speaks TLS: which channel this is cannot be known before the handshake, and there is none \
                        here; switch it off (tls-creds), or terminate it in front of this end";
         return Err(Error::new(ErrorKind::Unsupported, 0, DOING, message).on(here));
+    }
+    if channels.may_have_preempt() && !channels.is_paused() {
+        channels.note_known();
+        return preempt::serve(channels, &connection, first);
+    }
+    if channels.is_paused() && magic == Some(FileHeader::MAGIC) {
+        let message = "another migration begins, where a paused one was expected to go on".to_owned();
+        return dismiss(ErrorKind::OutOfOrder, message);
     }
     if !channels.claim_main(&connection) {
         let what = match magic {
@@ -120,6 +135,9 @@ fn first_bytes(channels: &Channels, mut connection: &Connection) -> io::Result<V
             Ok(0) => break,
             Ok(count) => have += count,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if e.kind() == io::ErrorKind::TimedOut && channels.may_have_preempt() => {}
+            // Cut off like all others, or at the end.
+            Err(_) if channels.may_have_preempt() => break,
             Err(e) => return Err(e),
         }
     }
