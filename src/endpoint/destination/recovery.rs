@@ -108,10 +108,10 @@ impl Channels {
         self.change(|state| {
             state.paused = true;
             state.pauses += 1;
-            state.let_go(Connection::shutdown);
+            state.let_go(Connection::reset);
             if let Some(main) = state.main.take() {
                 // Who has gone already cannot be told.
-                let _ = main.shutdown();
+                let _ = main.reset();
             }
             state.connections.clear();
             state.has_main = false;
