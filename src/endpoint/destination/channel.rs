@@ -44,7 +44,7 @@ pub(super) fn serve(channels: &Channels, connection: &Connection, first: Vec<u8>
         Some(hello) => channels.join(hello).map(|joined| (hello.id, joined)),
         None => Err(Error::nowhere(ErrorKind::Truncated, "multifd hello", "the connection ended before it")),
     });
-    channels.note_known();
+    channels.note_known(connection);
     let (id, joined) = hello.map_err(|e| e.on(parser.channel()))?;
     if !joined {
         channels.dismiss(connection);

@@ -106,13 +106,13 @@ pub(super) struct State {
     pub(super) complaints: Vec<Error>,
     pub(super) uuid: Option<[u8; 16]>,
     pub(super) method: Option<Method>,
-    /// Everybody who has connected, to be let go of in the end.
+    /// Everybody of whom it is known what it is, to be let go of in the end.
     pub(super) connections: Vec<Connection>,
+    /// Connections that have not said what they are.
+    pub(super) strangers: Vec<Connection>,
     pub(super) main: Option<Connection>,
     pub(super) has_main: bool,
     pub(super) accepted: u32,
-    /// Connections that have not said what they are.
-    pub(super) unknown: usize,
     /// The receiver asks whether anybody else is at the door, and the doorman has looked so many times since.
     pub(super) asked: u64,
     /// Channels whose packets of device state wait for packets on other channels.
@@ -120,6 +120,8 @@ pub(super) struct State {
     pub(super) looked: u64,
     pub(super) arrivals: BTreeMap<u8, ChannelArrival>,
     pub(super) preempt: Option<PreemptArrival>,
+    /// The main channel has named its blocks, and whether postcopy may follow.
+    pub(super) surveyed: bool,
     /// Postcopy runs, and what breaks is not the end of it.
     pub(super) can_pause: bool,
     pub(super) paused: bool,
@@ -202,19 +204,21 @@ impl Channels {
     /// Somebody has connected. `None`: too many have, and say nothing.
     pub(super) fn admit(&self, connection: &Connection) -> Option<u32> {
         self.change(|state| {
-            if state.unknown >= MAX_UNKNOWN || state.end.is_some() {
+            if state.strangers.len() >= MAX_UNKNOWN || state.end.is_some() {
                 return None;
             }
-            state.unknown += 1;
-            state.connections.push(connection.clone());
+            state.strangers.push(connection.clone());
             state.accepted += 1;
             Some(state.accepted - 1)
         })
     }
 
     /// A connection has said what it is, or has gone away.
-    pub(super) fn note_known(&self) {
-        self.change(|state| state.unknown = state.unknown.saturating_sub(1));
+    pub(super) fn note_known(&self, connection: &Connection) {
+        self.change(|state| {
+            state.strangers.retain(|other| !other.is_same(connection));
+            state.connections.push(connection.clone());
+        });
     }
 
     /// How often the doorman has been asked to look.
@@ -230,7 +234,10 @@ impl Channels {
     /// A connection is of no use.
     pub(super) fn dismiss(&self, connection: &Connection) {
         let _ = connection.shutdown();
-        self.change(|state| state.connections.retain(|other| !other.is_same(connection)));
+        self.change(|state| {
+            state.connections.retain(|other| !other.is_same(connection));
+            state.strangers.retain(|other| !other.is_same(connection));
+        });
     }
 
     /// Whether this is the first main channel.
@@ -456,7 +463,8 @@ impl State {
     /// Lets go of everybody but the main channel.
     pub(super) fn let_go(&mut self, end: impl Fn(&Connection) -> Result<()>) {
         let main = self.main.as_ref();
-        for connection in self.connections.iter().filter(|c| main.is_none_or(|main| !c.is_same(main))) {
+        let all = self.connections.iter().chain(&self.strangers);
+        for connection in all.filter(|c| main.is_none_or(|main| !c.is_same(main))) {
             // Who has gone already cannot be told.
             let _ = end(connection);
         }

@@ -26,9 +26,7 @@ mod reception;
 mod recovery;
 mod rendezvous;
 
-use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::rc::Rc;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -388,7 +386,6 @@ impl Destination {
         watch: &mut dyn FnMut(&Progress),
     ) -> Received {
         let pace = Pace::new(self.limits).with_others(Arc::clone(&channels.activity));
-        let cuts = Rc::new(RefCell::new(Cuts::new(self.cuts.iter().copied())));
         let mut parser = Parser::with(self.mode, self.dialect);
         let mut channel = ChannelId::Main;
         let mut complaints = Vec::new();
@@ -402,7 +399,7 @@ impl Destination {
             pace: &pace,
             watch,
             watched: Instant::now(),
-            cuts: Rc::clone(&cuts),
+            cuts: Cuts::new(self.cuts.iter().copied()),
             before: 0,
         };
         let input = |Front { connection, first }, tap| Patient {
@@ -410,7 +407,6 @@ impl Destination {
             first,
             tap,
             pace: &pace,
-            cuts: Rc::clone(&cuts),
             lingering: false,
         };
         let mut input_now = input(front, tap);
@@ -423,8 +419,8 @@ impl Destination {
                 Err(Err(error)) => break Err(error),
                 Err(Ok(resumed)) => resumed,
             };
-            cuts.borrow_mut().take();
-            cuts.borrow_mut().note_connection();
+            reception.cuts.take();
+            reception.cuts.note_connection();
             channel = ChannelId::Resumed(resumed.pause);
             parser = resumed.parser;
             let tap = self.tap(channel);

@@ -5,6 +5,7 @@
 //! ```
 //! Whoever brings a page may make room for the next request, and sends it at once.
 
+use std::sync::PoisonError;
 use std::time::Instant;
 
 use super::answers::Answers;
@@ -90,7 +91,14 @@ impl Paging {
         }
         let said = voice.put(&self.out);
         self.out.clear();
-        said
+        match said {
+            // The channel that is read tells of it as well, behind what has come over it.
+            Err(e) if e.kind() == ErrorKind::Io => {
+                self.voice = None;
+                Ok(())
+            }
+            said => said,
+        }
     }
 
     fn now(&self) -> u64 {
@@ -111,6 +119,7 @@ impl Channels {
             );
             *self.paging() = Some(Paging::new(requests));
         }
+        self.change(|state| state.surveyed = true);
     }
 
     /// Pages of a block have arrived.
@@ -127,8 +136,14 @@ impl Channels {
         }
     }
 
-    /// Whether the connection may be a preempt channel, which says nothing of itself.
+    /// Whether a connection may be a preempt channel, which says nothing of itself. That depends on what the main channel says at its
+    /// beginning, which is waited for if there is a main channel.
     pub(super) fn may_have_preempt(&self) -> bool {
+        let mut state = self.state();
+        while state.has_main && !state.surveyed && state.end.is_none() {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        drop(state);
         self.paging().is_some()
     }
 

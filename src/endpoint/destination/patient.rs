@@ -1,13 +1,10 @@
 //! The main channel as something to read that does not wait for ever.
 
-use std::cell::RefCell;
 use std::io::{self, Read as _};
-use std::rc::Rc;
 use std::time::Duration;
 
 use crate::capture::{ChannelTap, Direction};
 use crate::channel::Input;
-use crate::endpoint::fault::Cuts;
 use crate::endpoint::pace::Pace;
 use crate::transport::Connection;
 
@@ -18,8 +15,6 @@ pub(super) struct Patient<'a> {
     pub(super) first: Vec<u8>,
     pub(super) tap: Option<ChannelTap>,
     pub(super) pace: &'a Pace,
-    /// Where it is to break.
-    pub(super) cuts: Rc<RefCell<Cuts>>,
     /// EOF has come: the description follows at once or never.
     pub(super) lingering: bool,
 }
@@ -31,7 +26,6 @@ const LINGER: Duration = Duration::from_secs(2);
 impl Patient<'_> {
     /// A recording that fails says so when it is finished; the migration goes on.
     fn record(&self, bytes: &[u8]) {
-        self.cuts.borrow_mut().note_passed(bytes.len() as u64);
         if let Some(tap) = &self.tap {
             let _ = tap.record(Direction::ToDestination, bytes);
         }
@@ -40,11 +34,6 @@ impl Patient<'_> {
 
 impl Input for Patient<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let wanted = self.cuts.borrow().admit(buffer.len());
-        if wanted == 0 && !buffer.is_empty() {
-            return Err(io::Error::other("it was cut on purpose"));
-        }
-        let buffer = &mut buffer[..wanted];
         if !self.first.is_empty() {
             let count = self.first.len().min(buffer.len());
             buffer[..count].copy_from_slice(&self.first[..count]);

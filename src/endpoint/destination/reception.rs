@@ -1,8 +1,6 @@
 //! The main channel of a migration that is being received, event by event.
 
-use std::cell::RefCell;
 use std::ops::ControlFlow;
-use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -30,7 +28,7 @@ pub(super) struct Reception<'a, 'b> {
     pub(super) pace: &'b Pace,
     pub(super) watch: &'a mut dyn FnMut(&Progress),
     pub(super) watched: Instant,
-    pub(super) cuts: Rc<RefCell<Cuts>>,
+    pub(super) cuts: Cuts,
     /// Bytes of the connections before this one.
     pub(super) before: u64,
 }
@@ -80,6 +78,7 @@ impl Reception<'_, '_> {
     }
 
     fn take(&mut self, located: &Located<'_, Event<'_>>, grammar: &Grammar) -> Result<ControlFlow<()>> {
+        self.cut(located)?;
         let arrival = &mut self.arrival;
         arrival.bytes = self.before + located.range.end;
         self.pace.note_record();
@@ -113,7 +112,6 @@ impl Reception<'_, '_> {
                 self.pace.set_hurry(grammar.phase() == Phase::Payload && grammar.footers() == Some(false));
             }
             Event::Command(command) => {
-                self.cuts.borrow_mut().note_command(command, located.range.end);
                 self.answer(command, grammar)?;
             }
             Event::RamBlock(_) if grammar.phase() == Phase::RamWord => self.channels.begin_paging(grammar),
@@ -146,6 +144,22 @@ impl Reception<'_, '_> {
         }
     }
 
+    /// Breaks the connection in front of a record that is not to come any more.
+    fn cut(&mut self, located: &Located<'_, Event<'_>>) -> Result<()> {
+        if self.cuts.is_empty() {
+            return Ok(());
+        }
+        if self.cuts.is_due() {
+            let e = std::io::Error::other("it was cut on purpose");
+            return Err(Error::io("receiving", "the connection broke", e).at(located.range.start));
+        }
+        self.cuts.note_passed(located.range.end - located.range.start);
+        if let Event::Command(command) = &located.event {
+            self.cuts.note_command(command, located.range.end);
+        }
+        Ok(())
+    }
+
     /// A word of RAM may be where the multifd channels have to have come as far.
     fn synchronise(&mut self, word: PageWord, grammar: &Grammar) -> Result<()> {
         if grammar.is_postcopy() {
@@ -172,7 +186,11 @@ impl Reception<'_, '_> {
                 self.arrival.return_path = true;
                 self.answers.open()
             }
-            Command::Ping(value) => self.answers.say(&Message::Pong(*value)),
+            // In postcopy the main channel tells whether the connection is broken; what has come over it is not lost.
+            Command::Ping(value) => match self.answers.say(&Message::Pong(*value)) {
+                Err(e) if e.kind() == ErrorKind::Io && grammar.is_postcopy() => Ok(()),
+                said => said,
+            },
             Command::PostcopyRamDiscard(discard) => {
                 self.channels.discard(discard, grammar);
                 Ok(())

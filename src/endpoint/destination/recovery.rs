@@ -6,6 +6,7 @@
 //! A stock destination needs `migrate-recover` to listen again; this one listens all the time. Before RUN nothing is recovered:
 //! the guest still runs at the source, which goes on with it.
 
+use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError};
@@ -17,7 +18,9 @@ use crate::endpoint::notice::Notice;
 use crate::endpoint::pace::Pace;
 use crate::error::{Error, ErrorKind, Result};
 use crate::stream::Parser;
-use crate::transport::Connection;
+
+/// How long it may take to notice that the connections are broken, when the source has noticed it.
+const RETURN: Duration = Duration::from_secs(5);
 
 /// The next connection of a migration, and how its main channel is read.
 pub(super) struct Resumed {
@@ -95,6 +98,29 @@ impl Channels {
         self.state().paused
     }
 
+    /// The source comes back on a new connection: waits until the old one is known to be broken, which it is now. `false`: nothing can
+    /// be paused.
+    pub(super) fn await_pause(&self) -> bool {
+        let begin = Instant::now();
+        let mut state = self.state();
+        while !state.paused {
+            if state.end.is_some() || begin.elapsed() > RETURN {
+                return false;
+            }
+            // What has arrived on it is still read.
+            if state.can_pause && state.interruption.is_none() {
+                let message = "the source has come back on another connection";
+                state.interruption = Some(Error::nowhere(ErrorKind::Io, "receiving", message));
+                if let Some(main) = &state.main {
+                    let _ = main.shutdown_read();
+                }
+            }
+            let waited = self.changed.wait_timeout(state, TICK);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
     /// What has broken first, if it was not the main channel.
     fn take_interruption(&self) -> Option<Error> {
         self.state().interruption.take()
@@ -108,12 +134,11 @@ impl Channels {
         self.change(|state| {
             state.paused = true;
             state.pauses += 1;
-            state.let_go(Connection::reset);
-            if let Some(main) = state.main.take() {
+            // Not those who have not said what they are: one of them may be the source that comes back already.
+            for connection in state.connections.drain(..).chain(state.main.take()) {
                 // Who has gone already cannot be told.
-                let _ = main.reset();
+                let _ = connection.reset();
             }
-            state.connections.clear();
             state.has_main = false;
             state.pauses
         })

@@ -118,7 +118,7 @@ impl Channels {
                 // A number is missing: its channel must be on its way.
                 Expected::Auto if ids.len() < highest => false,
                 Expected::Auto => {
-                    let is_quiet = state.looked >= asked && state.unknown == 0;
+                    let is_quiet = state.looked >= asked && state.strangers.is_empty();
                     let is_missing = ids.is_empty() && mode == SyncMode::PerRound;
                     let is_patient = begin.elapsed() < GRACE;
                     if is_missing && !is_patient {
