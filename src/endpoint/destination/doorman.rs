@@ -104,7 +104,8 @@ fn meet(channels: &Channels, connection: Connection, number: u32, main: &Sender<
         return Err(Error::new(ErrorKind::Unsupported, 0, DOING, message).on(here));
     }
     // A page cannot begin like this, since no block is that large.
-    let comes_back = first.first() == Some(&SectionKind::COMMAND.0) && channels.may_have_preempt();
+    let is_command = first.first() == Some(&SectionKind::COMMAND.0);
+    let comes_back = is_command && channels.has_begun() && channels.may_have_preempt();
     if comes_back && !channels.await_pause() {
         return dismiss(ErrorKind::OutOfOrder, "a source that came back, and nothing was paused".to_owned());
     }

@@ -98,6 +98,19 @@ impl Channels {
         self.state().paused
     }
 
+    /// Whether there is, or was, a main channel, which a source that comes back may have overtaken.
+    pub(super) fn has_begun(&self) -> bool {
+        let begin = Instant::now();
+        let mut state = self.state();
+        while !state.has_main && state.pauses == 0 {
+            if state.end.is_some() || begin.elapsed() > RETURN {
+                return false;
+            }
+            state = self.changed.wait_timeout(state, TICK).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
     /// The source comes back on a new connection: waits until the old one is known to be broken, which it is now. `false`: nothing can
     /// be paused.
     pub(super) fn await_pause(&self) -> bool {
