@@ -22,6 +22,6 @@ pub use notice::Notice;
 pub use pace::Limits;
 pub use proxy::{Passage, Passed, Proxy};
 pub use source::{
-    Blank, ChannelDeparture, Departure, DeviceDeparture, Devices, Misconduct, Multifd, RunState, Source,
-    Template, ZeroPages,
+    Blank, ChannelDeparture, Departure, DeviceDeparture, Devices, Misconduct, Multifd, PageRequests,
+    Postcopy, PostcopyDeparture, PreemptDeparture, RunState, Source, Template, Turn, ZeroPages,
 };
