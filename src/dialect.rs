@@ -193,6 +193,9 @@ differences! {
     /// A PART in front of the postcopy switch for the page source's last flush.
     PostcopyPrepare: at(10, 2), None, None,
         "save_postcopy_prepare (migration/ram.c)";
+    /// Pages that are asked for in postcopy may have a channel of their own.
+    PostcopyPreempt: at(7, 1), None, None,
+        "capability postcopy-preempt (migration/postcopy-ram.c)";
     /// The preempt channel is opened at set-up and ends with an EOS word.
     PreemptAtSetup: at(7, 1), at(8, 0), None,
         "postcopy-preempt before 8.0, or x-preempt-pre-7-2 (migration/postcopy-ram.c)";

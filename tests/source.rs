@@ -448,7 +448,7 @@ fn what_cannot_be_sent_is_refused_before_anything_is() {
     assert_eq!(open(b"#!/bin/sh").kind(), ErrorKind::Unsupported);
     let stock = std::fs::read(fixture("7.2", "none-16m")).unwrap();
     assert_eq!(open(&stock[..stock.len() / 2]).kind(), ErrorKind::Truncated);
-    let postcopy = b"QEVM\0\0\0\x03\x07\0\0\0\x04none\x08\0\x04\0\0";
+    let postcopy = b"QEVM\0\0\0\x03\x07\0\0\0\x04none\x08\0\x03\0\0\x08\0\x04\0\0";
     assert_eq!(open(postcopy).kind(), ErrorKind::Unsupported);
     let e = Template::open(dir.path()).map(|_| ()).unwrap_err();
     assert!(e.message().contains("src-to-dst.bin"), "{e}");

@@ -6,6 +6,7 @@
 //! recv     writer of a ready-made stream --loopback--> Destination    against the same
 //! record   writer --> Proxy --> reader                      against  a proxy that only copies
 //! verify, inspect                                           the verbs over a file in the page cache
+//! devices  4 made-up devices over 4 channels --> Destination    against  4 writers --> 4 readers that discard
 //! packets                                                   what a multifd packet costs, and the verbs over multifd channels
 //! codec                                                     payloads of multifd packets against zlib and zstd alone
 //! memory                                                    peak of a verb over a stream of many gigabytes
@@ -14,6 +15,7 @@
 //! the median of the ratios counts.
 
 mod codec;
+mod devices;
 mod memory;
 mod multifd;
 mod packets;
@@ -24,6 +26,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
+use migwire::device_state::Arrangement;
 use migwire::guest::Pattern;
 use migwire::wire::Method;
 use serde_json::{Value, json};
@@ -61,6 +64,7 @@ pub(crate) struct Bench {
 enum What {
     Send,
     MultifdSend,
+    Devices,
     Recv,
     Record,
     Verify,
@@ -127,6 +131,16 @@ const MEASUREMENTS: &[Measurement] = &[
         kind: What::MultifdSend,
         name: "multifd-send 4, counted pages",
         measure: |c| multifd::send(Pattern::Count, 4, c),
+    },
+    Measurement {
+        kind: What::Devices,
+        name: "4 devices, 4 channels, when stopped",
+        measure: |c| devices::move_all(Arrangement::Downtime, 0, c),
+    },
+    Measurement {
+        kind: What::Devices,
+        name: "4 devices, 4 channels, half of it live",
+        measure: |c| devices::move_all(Arrangement::Live, c.size / 8, c),
     },
     Measurement { kind: What::Recv, name: "recv", measure: wire::recv },
     Measurement { kind: What::Record, name: "record", measure: wire::record },

@@ -70,8 +70,13 @@ pub(crate) fn run() -> ExitCode {
     }
 }
 
+/// Whether nobody reads the answer any more. A peer that is gone is another matter, and the library's errors tell of it.
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().filter_map(|e| e.downcast_ref::<io::Error>()).any(|e| e.kind() == io::ErrorKind::BrokenPipe)
+    !error.is::<migwire::Error>()
+        && error
+            .chain()
+            .filter_map(|e| e.downcast_ref::<io::Error>())
+            .any(|e| e.kind() == io::ErrorKind::BrokenPipe)
 }
 
 /// An error of the library that names a fault of the stream or the peer is a finding; anything else is the environment.

@@ -135,6 +135,12 @@ pub(crate) fn seconds(duration: Duration) -> String {
 }
 
 /// Reads a number of seconds, fractions allowed.
+/// A time that may be none at all.
+pub(crate) fn parse_patience(text: &str) -> Result<Duration, String> {
+    if text == "0" { Ok(Duration::ZERO) } else { parse_seconds(text) }
+}
+
+/// A time.
 pub(crate) fn parse_seconds(text: &str) -> Result<Duration, String> {
     match text.parse::<f64>() {
         Ok(value) if value > 0.0 && value < 1e9 => Ok(Duration::from_secs_f64(value)),

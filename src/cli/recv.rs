@@ -9,8 +9,9 @@ use migwire::ChannelId;
 use migwire::capture::{Recorder, RecorderOptions, interface_name};
 use migwire::device_state::{Ability, Config, DeviceReport, Settings as DeviceSettings, SyntheticVerdict};
 use migwire::dialect::Dialect;
-use migwire::endpoint::{Acknowledge, Arrival, Destination, Expected, Limits};
+use migwire::endpoint::{Acknowledge, Arrival, Cut, Destination, Expected, Limits};
 use migwire::guest::Memory;
+use migwire::postcopy::{RequestPattern, parse_list};
 use migwire::stream::Mode;
 use migwire::transport::{Address, Listener};
 use migwire::wire::Method;
@@ -63,6 +64,24 @@ pub(crate) struct Recv {
     /// Most bytes of device state that may wait for packets that are missing
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = super::send::parse_size)]
     device_memory: u64,
+
+    /// Which pages to ask for in postcopy: none (the source sends all by itself), missing (in order), random[=SEED], hot[=SEED] (nine of
+    /// ten in a tenth of the memory), list=FILE (lines of BLOCK OFFSET [LENGTH])
+    #[arg(long, value_name = "PATTERN", default_value = "none", value_parser = parse_request)]
+    request: RequestPattern,
+
+    /// Requests under way at a time
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    request_depth: usize,
+
+    /// How long a postcopy migration whose connections broke waits for its source to come back; 0: it fails
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = output::parse_patience)]
+    recover: Duration,
+
+    /// Break all connections on purpose: behind so many bytes of the main channel, run+BYTES (behind POSTCOPY_RUN) or resume+BYTES
+    /// (behind POSTCOPY_RESUME); several are made one after the other
+    #[arg(long, value_name = "WHERE")]
+    cut: Vec<Cut>,
 
     /// Say nothing on the return path
     #[arg(long)]
@@ -119,6 +138,10 @@ impl Recv {
                 memory: self.device_memory,
                 ..DeviceSettings::default()
             })
+            .with_requests(self.request.clone(), self.request_depth)
+            .with_recovery(self.recover)
+            .with_cuts(self.cut.iter().copied())
+            .with_notices(|notice| eprintln!("{notice}"))
             .with_memory(memory);
         if self.no_reply {
             destination = destination.without_replies();
@@ -174,6 +197,9 @@ impl Recv {
                 arrival.synchronisations,
             );
         }
+        if let Some(missing) = arrival.missing_pages {
+            eprintln!("{}", postcopy_text(arrival, missing));
+        }
         for device in &arrival.devices {
             let why = device.incomplete.as_deref().unwrap_or("complete");
             let bytes = output::bytes(device.main_bytes + device.multifd_bytes);
@@ -196,6 +222,20 @@ impl Recv {
             "iterations": arrival.iterations,
             "return_path": arrival.return_path,
             "postcopy": arrival.postcopy,
+            "pauses": arrival.pauses,
+            "missing_pages": arrival.missing_pages,
+            "preempt": arrival.preempt.map(|p| json!({
+                "bytes": p.bytes,
+                "pages": p.pages,
+                "zero_pages": p.zero_pages,
+            })),
+            "requests": arrival.requests.map(|r| json!({
+                "sent": r.sent,
+                "answered": r.answered,
+                "p50_us": r.p50.map(microseconds),
+                "p99_us": r.p99.map(microseconds),
+                "max_us": r.max.map(microseconds),
+            })),
             "channels": channels_json(arrival),
             "sync": arrival.sync_mode.map(|mode| mode.to_string()),
             "synchronisations": arrival.synchronisations,
@@ -208,6 +248,32 @@ impl Recv {
             "recording": self.output.as_ref().map(|path| path.display().to_string()),
         })
     }
+}
+
+/// Postcopy in a line.
+fn postcopy_text(arrival: &Arrival, missing: u64) -> String {
+    let mut text = match (arrival.postcopy, missing) {
+        (false, _) => return "postcopy was announced, and not entered".to_owned(),
+        (true, 0) => "postcopy: all pages have come".to_owned(),
+        (true, missing) => format!("postcopy: {missing} pages are missing"),
+    };
+    if let Some(requests) = arrival.requests.filter(|requests| requests.sent > 0) {
+        text += &format!(", {} of {} requests were answered", requests.answered, requests.sent);
+        if let (Some(p50), Some(p99)) = (requests.p50, requests.p99) {
+            text += &format!(" (p50 {:.0} us, p99 {:.0} us)", microseconds(p50), microseconds(p99));
+        }
+    }
+    if let Some(preempt) = arrival.preempt {
+        text += &format!(", {} pages on the preempt channel", preempt.pages);
+    }
+    if arrival.pauses > 0 {
+        text += &format!(", {} pauses", arrival.pauses);
+    }
+    text
+}
+
+fn microseconds(nanoseconds: u64) -> f64 {
+    nanoseconds as f64 / 1e3
 }
 
 fn channels_json(arrival: &Arrival) -> Vec<Value> {
@@ -247,6 +313,22 @@ pub(super) fn device_json(device: &DeviceReport) -> Value {
             "msix": pci.msix.as_ref().map(migwire::device_state::Msix::count),
         })),
     })
+}
+
+fn parse_request(text: &str) -> Result<RequestPattern, String> {
+    let (kind, value) = text.split_once('=').map_or((text, None), |(kind, value)| (kind, Some(value)));
+    let seed = || value.map_or(Ok(0), str::parse).map_err(|_| format!("{text:?}: the seed is a number"));
+    match (kind, value) {
+        ("none", None) => Ok(RequestPattern::None),
+        ("missing", None) => Ok(RequestPattern::Missing),
+        ("random", _) => seed().map(RequestPattern::Random),
+        ("hot", _) => seed().map(RequestPattern::Hot),
+        ("list", Some(path)) => {
+            let lines = std::fs::read_to_string(path).map_err(|e| format!("{path}: {e}"))?;
+            parse_list(&lines).map_err(|e| format!("{path}: {e}"))
+        }
+        _ => Err("none, missing, random[=SEED], hot[=SEED] or list=FILE".to_owned()),
+    }
 }
 
 fn parse_ability(text: &str) -> Result<Ability, String> {

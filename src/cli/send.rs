@@ -1,5 +1,6 @@
 //! `migwire send`: the stand-in source.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -8,8 +9,8 @@ use migwire::capture::{Recorder, RecorderOptions};
 use migwire::device_state::Arrangement;
 use migwire::dialect::{Dialect, Difference};
 use migwire::endpoint::{
-    Blank, ChannelDeparture, Departure, Devices, Limits, Misconduct, Multifd, RunState, Source, Template,
-    ZeroPages,
+    Blank, ChannelDeparture, Cut, Departure, Devices, Limits, Misconduct, Multifd, Postcopy, RunState,
+    Source, Template, Turn, ZeroPages,
 };
 use migwire::guest::{Memory, Pattern, file_name};
 use migwire::transport::{self, Address};
@@ -94,6 +95,9 @@ pub(crate) struct Send {
     #[command(flatten)]
     devices: DeviceOptions,
 
+    #[command(flatten)]
+    postcopy: PostcopyOptions,
+
     /// Record both directions (pcapng)
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -136,6 +140,32 @@ struct MultifdOptions {
     misconduct: Vec<Misconduct>,
 }
 
+/// How it switches to postcopy, and what happens then.
+#[derive(Debug, Args)]
+struct PostcopyOptions {
+    /// Switch to postcopy when so many per cent of the pages have been sent (0: none are); blocks that keep the template's pages are
+    /// sent before. The destination must have postcopy-ram on
+    #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
+    postcopy: Option<u8>,
+
+    /// Send pages that are asked for on a channel of their own; when it is connected, and how it ends, follows from --dialect
+    #[arg(long, requires = "postcopy")]
+    preempt: bool,
+
+    /// How long a broken postcopy tries to reach its destination again; 0: it fails
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = output::parse_seconds)]
+    recover: Duration,
+
+    /// Break all connections on purpose, at this place of the main channel: BYTES, run+BYTES behind POSTCOPY_RUN, resume+BYTES behind
+    /// POSTCOPY_RESUME; several are made one after the other
+    #[arg(long, value_name = "WHERE")]
+    cut: Vec<Cut>,
+
+    /// Announce postcopy (ADVISE), even if it does not follow
+    #[arg(long)]
+    advise: bool,
+}
+
 /// VFIO devices that are made up; a destination can tell by their state whether all of it has come.
 #[derive(Debug, Args)]
 struct DeviceOptions {
@@ -159,6 +189,10 @@ struct DeviceOptions {
     /// Which channels it takes: mixed (all), dedicated (the upper half; pages have the lower one)
     #[arg(long, value_name = "WHICH", default_value = "mixed", value_parser = parse_dedicated, action = ArgAction::Set)]
     device_channels: bool,
+
+    /// Bytes of the state of each that move while the guest runs [default: about half]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    device_live: Option<u64>,
 }
 
 impl Send {
@@ -201,6 +235,7 @@ impl Send {
         let template = self.shape()?;
         let return_path = match (self.return_path, &self.template) {
             (Some(on), _) => on,
+            _ if self.postcopy.advise || self.postcopy.postcopy.is_some() => true,
             (None, None) => self.address.is_socket(),
             (None, Some(_)) => template.has_return_path() && self.address.is_socket(),
         };
@@ -223,6 +258,10 @@ impl Send {
             let message = format!("{} is one connection, and multifd takes several", self.address);
             return Err(Error::nowhere(ErrorKind::Misuse, "sending", message).into());
         }
+        if self.postcopy.postcopy.is_some() && !self.address.is_socket() {
+            let message = format!("{} goes one way, and postcopy is a conversation", self.address);
+            return Err(Error::nowhere(ErrorKind::Misuse, "sending", message).into());
+        }
         let MultifdOptions { compression, level, zero_pages, uuid, misconduct } = &self.multifd;
         let source = source
             .with_multifd(Multifd {
@@ -233,13 +272,21 @@ impl Send {
                 uuid: uuid.unwrap_or_default(),
             })
             .with_misconduct(misconduct.iter().copied())
-            .with_devices(self.devices()?);
+            .with_devices(self.devices()?)
+            .with_cuts(self.postcopy.cut.iter().copied())
+            .with_notice(announce);
+        let PostcopyOptions { postcopy, preempt, recover, advise, .. } = self.postcopy;
+        let source = if advise { source.with_advise() } else { source };
+        let source = match postcopy {
+            Some(percent) => source.with_postcopy(Postcopy { percent, preempt, recover }),
+            None => source,
+        };
         source.check()?;
         Ok(source)
     }
 
     fn devices(&self) -> migwire::Result<Devices> {
-        let DeviceOptions { devices, device_size, device_chunk, device_state, device_channels } =
+        let DeviceOptions { devices, device_size, device_chunk, device_state, device_channels, device_live } =
             self.devices;
         let usual = self.channels > 0
             && self.multifd.compression == Method::NONE
@@ -247,7 +294,7 @@ impl Send {
         let usual = if usual { Arrangement::Downtime } else { Arrangement::Main };
         let arrangement = device_state.unwrap_or(usual);
         let all = Devices::new(devices, device_size, device_chunk, arrangement)?;
-        Ok(Devices { dedicated: device_channels, ..all })
+        Ok(Devices { dedicated: device_channels, live: device_live, ..all })
     }
 
     fn shape(&self) -> anyhow::Result<Template> {
@@ -279,7 +326,7 @@ impl Send {
             eprintln!("migwire: {}", output::whole_text(error));
         }
         eprintln!(
-            "{}: {} in {} ({} pages of which {} zero{}{})",
+            "{}: {} in {} ({} pages of which {} zero{}{}{})",
             if departure.error.is_none() { "completed" } else { "failed" },
             output::bytes(
                 departure.bytes + departure.channels.iter().map(|channel| channel.bytes).sum::<u64>()
@@ -292,6 +339,7 @@ impl Send {
                 1 => ", on a multifd channel".to_owned(),
                 count => format!(", on {count} multifd channels"),
             },
+            postcopy_text(departure),
             match (departure.return_path, departure.peer_status) {
                 (false, _) => String::new(),
                 (true, None) => ", with return path, without an answer".to_owned(),
@@ -300,6 +348,27 @@ impl Send {
         );
         Ok(())
     }
+}
+
+fn postcopy_text(departure: &Departure) -> String {
+    let postcopy = &departure.postcopy;
+    if !postcopy.switched {
+        return String::new();
+    }
+    let pauses = match postcopy.pauses {
+        0 => String::new(),
+        count => format!(", {count} pauses"),
+    };
+    format!(", in postcopy, {} of them asked for{pauses}", postcopy.requests.pages)
+}
+
+/// Tells of a pause when it happens.
+fn announce(turn: Turn<'_>) {
+    // Standard error may be closed; there is nobody left to tell then.
+    let _ = match turn {
+        Turn::Paused(reason) => writeln!(std::io::stderr(), "paused: {}", output::whole_text(reason)),
+        Turn::Resumed => writeln!(std::io::stderr(), "resumed"),
+    };
 }
 
 fn json(departure: &Departure) -> Value {
@@ -321,6 +390,17 @@ fn json(departure: &Departure) -> Value {
             "bytes": device.bytes,
             "packets": device.packets,
         })).collect::<Vec<_>>(),
+        "postcopy": departure.postcopy.switched,
+        "pauses": departure.postcopy.pauses,
+        "preempt": departure.postcopy.preempt.map(|preempt| json!({
+            "bytes": preempt.bytes,
+            "pages": preempt.pages,
+        })),
+        "requests": departure.postcopy.switched.then(|| json!({
+            "received": departure.postcopy.requests.received,
+            "pages": departure.postcopy.requests.pages,
+            "unneeded": departure.postcopy.requests.unneeded,
+        })),
         "error": departure.error.as_ref().map(output::error_json),
     })
 }

@@ -8,14 +8,20 @@
 //! ```
 
 mod destination;
+mod fault;
+mod notice;
 mod pace;
 mod proxy;
 mod source;
 
-pub use destination::{Acknowledge, Arrival, ChannelArrival, Destination, Expected, Progress};
+pub use destination::{
+    Acknowledge, Arrival, ChannelArrival, Destination, Expected, PreemptArrival, Progress, RequestReport,
+};
+pub use fault::{Cut, Cuts};
+pub use notice::Notice;
 pub use pace::Limits;
 pub use proxy::{Passage, Passed, Proxy};
 pub use source::{
-    Blank, ChannelDeparture, Departure, DeviceDeparture, Devices, Misconduct, Multifd, RunState, Source,
-    Template, ZeroPages,
+    Blank, ChannelDeparture, Departure, DeviceDeparture, Devices, Misconduct, Multifd, PageRequests,
+    Postcopy, PostcopyDeparture, PreemptDeparture, RunState, Source, Template, Turn, ZeroPages,
 };

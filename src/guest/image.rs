@@ -1,5 +1,6 @@
 //! A RAM block as a file: byte i of the block is byte i of the file.
 
+use std::fmt;
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
@@ -37,12 +38,18 @@ pub fn file_name(block: &[u8]) -> String {
 const GATHER: usize = 256 << 10;
 
 /// An image that is being written.
-#[derive(Debug)]
 pub struct Image {
     path: PathBuf,
     file: File,
     run: Vec<u8>,
     run_at: u64,
+}
+
+impl fmt::Debug for Image {
+    /// Without the guest's memory.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Image").field("path", &self.path).finish_non_exhaustive()
+    }
 }
 
 impl Image {

@@ -196,6 +196,11 @@ impl Barrier {
         self.channels.iter().all(|(_, syncs, fate)| *fate != Fate::Open || *syncs > self.markers)
     }
 
+    /// Channels on which something may come now.
+    pub fn open(&self) -> usize {
+        self.channels.iter().filter(|(_, syncs, fate)| *fate == Fate::Open && *syncs <= self.markers).count()
+    }
+
     /// The error for a main channel that has waited for too long.
     pub fn overdue(&self) -> Error {
         let missing: Vec<String> = self.missing().map(|id| id.to_string()).collect();

@@ -6,7 +6,7 @@ use std::net::Shutdown;
 use std::sync::Arc;
 use std::time::Duration;
 
-use socket2::Socket;
+use socket2::{Domain, Socket};
 
 use super::memory::Twin;
 use super::pipe::Pipes;
@@ -168,6 +168,20 @@ impl Connection {
                 Ok(())
             }
         }
+    }
+
+    /// Breaks off, from any thread: what is on its way is lost, and a peer that goes on writing is told so at once (TCP: RST). With
+    /// [`shutdown`](Self::shutdown) alone its bytes would be taken as long as there is room for them, and it would learn nothing.
+    pub fn reset(&self) -> Result<()> {
+        self.shutdown()?;
+        if let Io::Socket(socket) = &self.inner.io {
+            let is_tcp = socket.domain().is_ok_and(|domain| matches!(domain, Domain::IPV4 | Domain::IPV6));
+            if is_tcp {
+                // That it is gone already is what was wanted.
+                let _ = rustix::net::connect_unspec(socket);
+            }
+        }
+        Ok(())
     }
 
     /// Ends writing, and for a child process waits until it has ended, too.

@@ -45,7 +45,7 @@ fn a_channel_that_is_refused_is_named() {
     let (ours, _theirs) = memory::pair();
     let mut open = Vec::new();
     let connect = |number| match number {
-        0 => {
+        ChannelId::Multifd(0) => {
             let (ours, theirs) = memory::pair();
             open.push(theirs);
             Ok(ours)

@@ -263,5 +263,5 @@ fn the_main_channel_is_the_first_to_be_seen() {
     };
     let departure = source(Multifd::new(2)).send_over(ours, connect, |_| {});
     assert!(departure.error.unwrap().message().contains("enough"));
-    assert_eq!(first, Some((0, *b"QEVM\0\0\0\x03")));
+    assert_eq!(first, Some((migwire::ChannelId::Multifd(0), *b"QEVM\0\0\0\x03")));
 }

@@ -37,7 +37,7 @@ fn ours(source: Source, channels: u8) -> anyhow::Result<Rate> {
 }
 
 /// Writers and readers, and nothing between them.
-fn plain(size: u64, channels: u8) -> anyhow::Result<Rate> {
+pub(super) fn plain(size: u64, channels: u8) -> anyhow::Result<Rate> {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
     let to = listener.local_addr()?;
     thread::scope(|scope| {

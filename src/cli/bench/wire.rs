@@ -187,7 +187,7 @@ pub(super) fn loopback(port: u16) -> Address {
     Address::Tcp { host: Ipv4Addr::LOCALHOST.to_string(), port }
 }
 
-fn peer(address: &Address) -> SocketAddr {
+pub(super) fn peer(address: &Address) -> SocketAddr {
     match address {
         Address::Tcp { port, .. } => (Ipv4Addr::LOCALHOST, *port).into(),
         _ => (Ipv4Addr::LOCALHOST, 0).into(),

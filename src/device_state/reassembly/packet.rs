@@ -73,6 +73,18 @@ impl Assembler {
         Ok(Slot(slot))
     }
 
+    /// Whether a packet whose payload begins with `first` would have to wait for another packet, and there is no room for it. Where the
+    /// other one comes on another channel, it helps to read there first.
+    pub fn is_too_early(&self, slot: &Slot, first: &[u8]) -> bool {
+        let Some(Some(flight)) = self.flights.get(slot.0) else { return false };
+        let Ok(head) = VfioPacketHead::parse(&mut Cursor::new(0, first)) else { return false };
+        let device = &self.devices[flight.device.0];
+        flight.come == 0
+            && device.may_start(self.settings.ability, self.switched)
+            && head.idx > device.next
+            && self.queued + u64::from(flight.size) > self.settings.memory
+    }
+
     /// Takes the next bytes of a packet's payload.
     ///
     /// # Errors

@@ -44,7 +44,7 @@ pub(super) fn serve(channels: &Channels, connection: &Connection, first: Vec<u8>
         Some(hello) => channels.join(hello).map(|joined| (hello.id, joined)),
         None => Err(Error::nowhere(ErrorKind::Truncated, "multifd hello", "the connection ended before it")),
     });
-    channels.note_known();
+    channels.note_known(connection);
     let (id, joined) = hello.map_err(|e| e.on(parser.channel()))?;
     if !joined {
         channels.dismiss(connection);
@@ -165,6 +165,7 @@ impl<'a> Serving<'a> {
         self.arrival.pages += pages as u64;
         self.arrival.zero_pages += batch.zero().len() as u64;
         let place = self.locate(packet, batch, at)?;
+        self.channels.note_pages(place, batch.normal().iter().chain(batch.zero()).copied())?;
         if self.channels.keeps && !batch.zero().is_empty() {
             let mut memory = self.channels.memory();
             for offset in batch.zero() {
@@ -212,6 +213,11 @@ impl<'a> Serving<'a> {
     fn device_data(&mut self, bytes: &[u8], is_last: bool) -> Result<()> {
         let Some(mut slot) = self.slot.take() else { return Ok(()) };
         let mut devices = self.channels.devices();
+        if devices.is_too_early(&slot, bytes) {
+            drop(devices);
+            self.channels.await_room(|| self.channels.devices().is_too_early(&slot, bytes));
+            devices = self.channels.devices();
+        }
         devices.piece(&mut slot, bytes, &mut |_, _| {})?;
         if is_last {
             devices.end(slot, &mut |_, _| {})?;

@@ -14,6 +14,8 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use super::paging::{Paging, RequestReport};
+use super::preempt::PreemptArrival;
 use crate::capture::Recorder;
 use crate::device_state::{Assembler, DeviceReport, Settings as DeviceSettings};
 use crate::dialect::Dialect;
@@ -22,6 +24,7 @@ use crate::error::{ChannelId, Error, ErrorKind, Result};
 use crate::guest::Memory;
 use crate::limits::MAX_COMPLAINTS;
 use crate::multifd::{Barrier, SyncMode};
+use crate::postcopy::RequestPattern;
 use crate::stream::{Block, Mode};
 use crate::transport::Connection;
 use crate::wire::{DevicePacket, Method, MultifdHello};
@@ -66,6 +69,8 @@ pub(super) struct Settings {
     pub(super) limits: Limits,
     pub(super) recorder: Option<Recorder>,
     pub(super) devices: DeviceSettings,
+    pub(super) request: RequestPattern,
+    pub(super) request_depth: usize,
 }
 
 /// What all threads of a destination share.
@@ -79,6 +84,7 @@ pub(super) struct Channels {
     pub(super) pages: AtomicU64,
     pub(super) bytes: AtomicU64,
     devices: Mutex<Assembler>,
+    paging: Mutex<Option<Paging>>,
     pub(super) state: Mutex<State>,
     pub(super) changed: Condvar,
 }
@@ -100,17 +106,28 @@ pub(super) struct State {
     pub(super) complaints: Vec<Error>,
     pub(super) uuid: Option<[u8; 16]>,
     pub(super) method: Option<Method>,
-    /// Everybody who has connected, to be let go of in the end.
+    /// Everybody of whom it is known what it is, to be let go of in the end.
     pub(super) connections: Vec<Connection>,
+    /// Connections that have not said what they are.
+    pub(super) strangers: Vec<Connection>,
     pub(super) main: Option<Connection>,
     pub(super) has_main: bool,
     pub(super) accepted: u32,
-    /// Connections that have not said what they are.
-    pub(super) unknown: usize,
     /// The receiver asks whether anybody else is at the door, and the doorman has looked so many times since.
     pub(super) asked: u64,
+    /// Channels whose packets of device state wait for packets on other channels.
+    pub(super) crowded: usize,
     pub(super) looked: u64,
     pub(super) arrivals: BTreeMap<u8, ChannelArrival>,
+    pub(super) preempt: Option<PreemptArrival>,
+    /// The main channel has named its blocks, and whether postcopy may follow.
+    pub(super) surveyed: bool,
+    /// Postcopy runs, and what breaks is not the end of it.
+    pub(super) can_pause: bool,
+    pub(super) paused: bool,
+    pub(super) pauses: u32,
+    /// What broke, if another channel saw it first.
+    pub(super) interruption: Option<Error>,
 }
 
 /// How it all ended.
@@ -132,6 +149,10 @@ pub(super) struct Closed {
     pub(super) complaints: Vec<Error>,
     pub(super) failure: Option<Error>,
     pub(super) devices: Vec<DeviceReport>,
+    pub(super) preempt: Option<PreemptArrival>,
+    pub(super) pauses: u32,
+    pub(super) missing_pages: Option<u64>,
+    pub(super) requests: Option<RequestReport>,
 }
 
 impl Channels {
@@ -149,6 +170,7 @@ impl Channels {
             pages: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             devices: Mutex::new(Assembler::new(settings.devices)),
+            paging: Mutex::default(),
             state: Mutex::new(state),
             changed: Condvar::new(),
             settings,
@@ -161,6 +183,11 @@ impl Channels {
 
     pub(super) fn devices(&self) -> MutexGuard<'_, Assembler> {
         self.devices.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The account of pages, once there is one.
+    pub(super) fn paging(&self) -> MutexGuard<'_, Option<Paging>> {
+        self.paging.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn state(&self) -> MutexGuard<'_, State> {
@@ -177,19 +204,21 @@ impl Channels {
     /// Somebody has connected. `None`: too many have, and say nothing.
     pub(super) fn admit(&self, connection: &Connection) -> Option<u32> {
         self.change(|state| {
-            if state.unknown >= MAX_UNKNOWN || state.end.is_some() {
+            if state.strangers.len() >= MAX_UNKNOWN || state.end.is_some() {
                 return None;
             }
-            state.unknown += 1;
-            state.connections.push(connection.clone());
+            state.strangers.push(connection.clone());
             state.accepted += 1;
             Some(state.accepted - 1)
         })
     }
 
     /// A connection has said what it is, or has gone away.
-    pub(super) fn note_known(&self) {
-        self.change(|state| state.unknown = state.unknown.saturating_sub(1));
+    pub(super) fn note_known(&self, connection: &Connection) {
+        self.change(|state| {
+            state.strangers.retain(|other| !other.is_same(connection));
+            state.connections.push(connection.clone());
+        });
     }
 
     /// How often the doorman has been asked to look.
@@ -205,7 +234,10 @@ impl Channels {
     /// A connection is of no use.
     pub(super) fn dismiss(&self, connection: &Connection) {
         let _ = connection.shutdown();
-        self.change(|state| state.connections.retain(|other| !other.is_same(connection)));
+        self.change(|state| {
+            state.connections.retain(|other| !other.is_same(connection));
+            state.strangers.retain(|other| !other.is_same(connection));
+        });
     }
 
     /// Whether this is the first main channel.
@@ -330,8 +362,15 @@ impl Channels {
     /// The migration has failed: the first error counts, and nobody waits any more.
     pub(super) fn fail(&self, error: Error) {
         self.change(|state| {
-            if state.end == Some(End::Broken) {
+            if state.end == Some(End::Broken) || state.paused {
                 // Who is cut off complains, and says nothing new.
+                return;
+            }
+            if state.can_pause && matches!(error.kind(), ErrorKind::Io | ErrorKind::Truncated) {
+                state.interruption.get_or_insert(error);
+                if let Some(main) = &state.main {
+                    let _ = main.shutdown();
+                }
                 return;
             }
             state.failure.get_or_insert(error);
@@ -373,7 +412,12 @@ impl Channels {
         let mut state = self.state.into_inner().unwrap_or_else(PoisonError::into_inner);
         state.let_go(Connection::shutdown);
         let mut devices = self.devices.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let paging = self.paging.into_inner().unwrap_or_else(PoisonError::into_inner);
         Closed {
+            preempt: state.preempt,
+            pauses: state.pauses,
+            missing_pages: paging.as_ref().map(|paging| paging.requests.missing()),
+            requests: paging.as_ref().filter(|_| state.can_pause).map(Paging::report),
             devices: devices.finish(&mut |_, _| {}),
             memory: self.memory.into_inner().unwrap_or_else(PoisonError::into_inner),
             sync_mode: state.sync_mode.filter(|_| !state.arrivals.is_empty()),
@@ -383,6 +427,26 @@ impl Channels {
             complaints: state.complaints,
             failure: state.failure,
         }
+    }
+
+    /// A preempt channel has shown itself; which one it is.
+    pub(super) fn begin_preempt(&self) -> ChannelId {
+        self.change(|state| {
+            state.preempt.get_or_insert_default();
+            match state.pauses {
+                0 => ChannelId::Preempt,
+                pauses => ChannelId::ResumedPreempt(pauses),
+            }
+        })
+    }
+
+    /// More has come on a preempt channel.
+    pub(super) fn note_preempt(&self, news: PreemptArrival) {
+        let mut state = self.state();
+        let sum = state.preempt.get_or_insert_default();
+        sum.bytes += news.bytes;
+        sum.pages += news.pages;
+        sum.zero_pages += news.zero_pages;
     }
 
     /// Counts pages and bytes of a channel for those who watch.
@@ -397,9 +461,10 @@ impl Channels {
 
 impl State {
     /// Lets go of everybody but the main channel.
-    fn let_go(&mut self, end: impl Fn(&Connection) -> Result<()>) {
+    pub(super) fn let_go(&mut self, end: impl Fn(&Connection) -> Result<()>) {
         let main = self.main.as_ref();
-        for connection in self.connections.iter().filter(|c| main.is_none_or(|main| !c.is_same(main))) {
+        let all = self.connections.iter().chain(&self.strangers);
+        for connection in all.filter(|c| main.is_none_or(|main| !c.is_same(main))) {
             // Who has gone already cannot be told.
             let _ = end(connection);
         }

@@ -8,9 +8,10 @@ use crossbeam_channel::Sender;
 
 use super::channel;
 use super::channels::{Channels, Expected};
+use super::preempt;
 use crate::error::{ChannelId, Error, ErrorKind, Result};
 use crate::transport::{Connection, Listener};
-use crate::wire::{FileHeader, MULTIFD_MAGIC};
+use crate::wire::{FileHeader, MULTIFD_MAGIC, SectionKind};
 
 const DOING: &str = "accepting";
 
@@ -68,12 +69,17 @@ pub(super) fn attend<'scope>(
 fn meet(channels: &Channels, connection: Connection, number: u32, main: &Sender<Front>) -> Result<()> {
     let here = ChannelId::Connection(number);
     let dismiss = |kind, message: String| {
-        channels.note_known();
         channels.dismiss(&connection);
         channels.complain(Error::new(kind, 0, DOING, message).on(here));
         Ok(())
     };
     let first = match first_bytes(channels, &connection) {
+        // Where nobody asks for a page, nothing comes on a preempt channel.
+        Ok(first) if first.is_empty() && channels.may_have_preempt() => {
+            channels.note_known(&connection);
+            channels.begin_preempt();
+            return Ok(());
+        }
         Ok(first) if first.is_empty() => {
             return dismiss(ErrorKind::Truncated, "a connection ended without a byte".to_owned());
         }
@@ -97,6 +103,20 @@ fn meet(channels: &Channels, connection: Connection, number: u32, main: &Sender<
                        here; switch it off (tls-creds), or terminate it in front of this end";
         return Err(Error::new(ErrorKind::Unsupported, 0, DOING, message).on(here));
     }
+    // A page cannot begin like this, since no block is that large.
+    let is_command = first.first() == Some(&SectionKind::COMMAND.0);
+    let comes_back = is_command && channels.has_begun() && channels.may_have_preempt();
+    if comes_back && !channels.await_pause() {
+        return dismiss(ErrorKind::OutOfOrder, "a source that came back, and nothing was paused".to_owned());
+    }
+    if channels.may_have_preempt() && !comes_back && !channels.is_paused() {
+        channels.note_known(&connection);
+        return preempt::serve(channels, &connection, first);
+    }
+    if channels.is_paused() && magic == Some(FileHeader::MAGIC) {
+        let message = "another migration begins, where a paused one was expected to go on".to_owned();
+        return dismiss(ErrorKind::OutOfOrder, message);
+    }
     if !channels.claim_main(&connection) {
         let what = match magic {
             Some(FileHeader::MAGIC) => "a second main channel",
@@ -104,7 +124,7 @@ fn meet(channels: &Channels, connection: Connection, number: u32, main: &Sender<
         };
         return dismiss(ErrorKind::OutOfOrder, format!("{what}, beginning with {first:02x?}, was dropped"));
     }
-    channels.note_known();
+    channels.note_known(&connection);
     // The receiver waits for it, unless it is over.
     let _ = main.send(Front { connection, first });
     Ok(())
@@ -120,6 +140,9 @@ fn first_bytes(channels: &Channels, mut connection: &Connection) -> io::Result<V
             Ok(0) => break,
             Ok(count) => have += count,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) if e.kind() == io::ErrorKind::TimedOut && channels.may_have_preempt() => {}
+            // Cut off like all others, or at the end.
+            Err(_) if channels.is_over() || channels.is_paused() => break,
             Err(e) => return Err(e),
         }
     }

@@ -5,33 +5,45 @@
 //! here:                                    PONG 1                                        SHUT 0
 //! ```
 //! Nothing is kept unless it is asked for. The return path is answered when the source opens it: without SHUT a source waits
-//! for ever. Page requests are never made; a postcopy source then sends every page by itself.
+//! for ever.
+//!
+//! ```text
+//! source: .. DISCARD PACKAGED { LISTEN .. RUN } | pages ..                     pages EOF
+//! here:                                         | REQ_PAGES_ID, REQ_PAGES ..             SHUT 0
+//! ```
+//! In postcopy every page is accounted for ([`Requests`](crate::postcopy::Requests)), asked for if it is told to, and taken from the preempt channel as
+//! well. When the connections break there, it waits for the source to come back.
 
 mod answers;
 mod channel;
 mod channels;
 mod devices;
 mod doorman;
+mod paging;
 mod patient;
+mod preempt;
 mod reception;
+mod recovery;
 mod rendezvous;
 
 use std::collections::BTreeMap;
-
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, bounded};
 
+use super::fault::{Cut, Cuts};
+use super::notice::{self, Notice};
 use super::pace::{Limits, Pace};
-use crate::capture::{Recorder, interface_name};
+use crate::capture::{ChannelTap, Recorder, interface_name};
 use crate::channel::Feed;
 use crate::device_state::{DeviceReport, Settings as DeviceSettings};
 use crate::dialect::{Dialect, Difference};
 use crate::error::{ChannelId, Error, ErrorKind, Result};
 use crate::guest::Memory;
 use crate::multifd::SyncMode;
+use crate::postcopy::RequestPattern;
 use crate::stream::{Mode, Parser};
 use crate::transport::{Connection, Listener};
 use crate::wire::Method;
@@ -43,6 +55,8 @@ use patient::Patient;
 use reception::{Received, Reception};
 
 pub use channels::{ChannelArrival, Expected};
+pub use paging::RequestReport;
+pub use preempt::PreemptArrival;
 
 /// Whether SWITCHOVER_ACK is sent. Capability `switchover-ack` is not visible on the wire: a source that has it waits for
 /// the acknowledgement, one that has not may fail over it.
@@ -71,6 +85,11 @@ pub struct Destination {
     uuid: Option<[u8; 16]>,
     recorder: Option<Recorder>,
     devices: DeviceSettings,
+    request: RequestPattern,
+    request_depth: usize,
+    recover: Duration,
+    cuts: Vec<Cut>,
+    notices: Option<notice::Listener>,
 }
 
 /// How far a migration has come.
@@ -121,6 +140,14 @@ pub struct Arrival {
     pub method: Option<Method>,
     /// State of VFIO devices.
     pub devices: Vec<DeviceReport>,
+    /// What came over preempt channels, if there were any.
+    pub preempt: Option<PreemptArrival>,
+    /// How often the connections broke in postcopy and the source came back.
+    pub pauses: u32,
+    /// Pages that have not come; `None` if postcopy was never spoken of.
+    pub missing_pages: Option<u64>,
+    /// What became of page requests, if postcopy was entered.
+    pub requests: Option<RequestReport>,
     /// The guest's memory as far as it was kept.
     pub memory: Memory,
     /// What a strict reading would have refused.
@@ -150,6 +177,11 @@ impl Destination {
             uuid: None,
             recorder: None,
             devices: DeviceSettings::default(),
+            request: RequestPattern::None,
+            request_depth: 1,
+            recover: Duration::ZERO,
+            cuts: Vec::new(),
+            notices: None,
         }
     }
 
@@ -223,6 +255,35 @@ impl Destination {
         self
     }
 
+    /// The same, asking for these pages in postcopy, so many at a time.
+    #[must_use]
+    pub fn with_requests(mut self, pattern: RequestPattern, depth: usize) -> Self {
+        self.request = pattern;
+        self.request_depth = depth.max(1);
+        self
+    }
+
+    /// The same, waiting so long for the source of a postcopy migration whose connections broke.
+    #[must_use]
+    pub fn with_recovery(mut self, patience: Duration) -> Self {
+        self.recover = patience;
+        self
+    }
+
+    /// The same, breaking its connections there.
+    #[must_use]
+    pub fn with_cuts(mut self, cuts: impl IntoIterator<Item = Cut>) -> Self {
+        self.cuts = cuts.into_iter().collect();
+        self
+    }
+
+    /// The same, telling `listener` what happens on the way.
+    #[must_use]
+    pub fn with_notices(mut self, listener: impl Fn(&Notice) + Send + Sync + 'static) -> Self {
+        self.notices = Some(Arc::new(listener));
+        self
+    }
+
     /// The same, recording all channels. The caller finishes the recording.
     #[must_use]
     pub fn with_recorder(mut self, recorder: Recorder) -> Self {
@@ -235,7 +296,7 @@ impl Destination {
         self.expected = Expected::Exactly(0);
         let channels = self.channels();
         let front = Front { connection, first: Vec::new() };
-        self.main_channel(front, &channels, &mut watch).close(channels, &mut watch)
+        self.main_channel(front, &channels, None, &mut watch).close(channels, &mut watch)
     }
 
     /// Receives one migration over as many connections as the source opens to `listener`.
@@ -260,7 +321,7 @@ impl Destination {
                 Err(e) => Err(Error::io("accepting", "a thread cannot be started", e)),
             };
             let received = match front {
-                Ok(front) => self.main_channel(front, &channels, &mut watch),
+                Ok(front) => self.main_channel(front, &channels, Some(&fronts), &mut watch),
                 Err(error) => Received {
                     answers: None,
                     arrival: Arrival::new(),
@@ -285,6 +346,8 @@ impl Destination {
             limits: self.limits,
             recorder: self.recorder.clone(),
             devices: self.devices,
+            request: self.request.clone(),
+            request_depth: self.request_depth,
         };
         Channels::new(settings, std::mem::take(&mut self.memory))
     }
@@ -315,22 +378,20 @@ impl Destination {
         }
     }
 
-    fn main_channel(&self, front: Front, channels: &Channels, watch: &mut dyn FnMut(&Progress)) -> Received {
-        let Front { connection, first } = front;
+    fn main_channel(
+        &self,
+        front: Front,
+        channels: &Channels,
+        fronts: Option<&Receiver<Front>>,
+        watch: &mut dyn FnMut(&Progress),
+    ) -> Received {
         let pace = Pace::new(self.limits).with_others(Arc::clone(&channels.activity));
-        let tap = self.recorder.as_ref().map(|recorder| recorder.channel(interface_name(ChannelId::Main)));
         let mut parser = Parser::with(self.mode, self.dialect);
+        let mut channel = ChannelId::Main;
+        let mut complaints = Vec::new();
+        let tap = self.tap(channel);
         let mut reception = Reception {
-            answers: Answers {
-                connection: connection.clone(),
-                tap: tap.clone(),
-                enabled: self.reply && connection.is_bidirectional(),
-                is_open: false,
-                acknowledge: self.acknowledgements(),
-                acknowledge_each: self.acknowledge == Acknowledge::Auto
-                    && self.dialect != Dialect::ANY
-                    && self.dialect.has(Difference::SwitchoverAckCounted),
-            },
+            answers: self.answers(front.connection.clone(), channel, tap.clone()),
             arrival: Arrival::new(),
             place: (0, 0),
             channels,
@@ -338,13 +399,63 @@ impl Destination {
             pace: &pace,
             watch,
             watched: Instant::now(),
+            cuts: Cuts::new(self.cuts.iter().copied()),
+            before: 0,
         };
-        let input = Patient { connection, first, tap, pace: &pace, lingering: false };
-        let outcome = reception.run(&mut Feed::new(input), &mut parser).map_err(|e| reception.overdue(e));
+        let input = |Front { connection, first }, tap| Patient {
+            connection,
+            first,
+            tap,
+            pace: &pace,
+            lingering: false,
+        };
+        let mut input_now = input(front, tap);
+        let outcome = loop {
+            let outcome = reception.run(&mut Feed::new(input_now), &mut parser);
+            let outcome = outcome.map_err(|e| reception.overdue(on(e, channel)));
+            complaints.extend(parser.grammar().complaints().iter().cloned().map(|e| on(e, channel)));
+            let resumed = match outcome.map_err(|e| self.recover(e, &parser, channels, fronts, &pace)) {
+                Ok(()) => break Ok(()),
+                Err(Err(error)) => break Err(error),
+                Err(Ok(resumed)) => resumed,
+            };
+            reception.cuts.take();
+            reception.cuts.note_connection();
+            channel = ChannelId::Resumed(resumed.pause);
+            parser = resumed.parser;
+            let tap = self.tap(channel);
+            let back = ChannelId::ResumedReturnPath(resumed.pause);
+            reception.answers = self.answers(resumed.front.connection.clone(), back, tap.clone());
+            // Nothing opens the return path a second time.
+            reception.answers.is_open = reception.answers.enabled;
+            reception.before = reception.arrival.bytes;
+            input_now = input(resumed.front, tap);
+        };
         let Reception { answers, mut arrival, .. } = reception;
         arrival.postcopy = parser.grammar().is_postcopy();
-        arrival.complaints = parser.grammar().complaints().to_vec();
+        arrival.complaints = complaints;
         Received { answers: Some(answers), arrival, outcome, pace }
+    }
+
+    fn tap(&self, channel: ChannelId) -> Option<ChannelTap> {
+        self.recorder.as_ref().map(|recorder| recorder.channel(interface_name(channel)))
+    }
+
+    fn answers(&self, connection: Connection, channel: ChannelId, tap: Option<ChannelTap>) -> Answers {
+        // Who does not listen does not keep us for ever.
+        let _ = connection.set_write_timeout(Some(self.limits.silence));
+        Answers {
+            enabled: self.reply && connection.is_bidirectional(),
+            connection,
+            channel: if channel == ChannelId::Main { ChannelId::ReturnPath } else { channel },
+            tap,
+            is_open: false,
+            acknowledge: self.acknowledgements(),
+            acknowledge_each: self.acknowledge == Acknowledge::Auto
+                && self.dialect != Dialect::ANY
+                && self.dialect.has(Difference::SwitchoverAckCounted),
+            turn: Arc::default(),
+        }
     }
 
     fn acknowledgements(&self) -> u32 {
@@ -377,11 +488,20 @@ impl Arrival {
             synchronisations: 0,
             method: None,
             devices: Vec::new(),
+            preempt: None,
+            pauses: 0,
+            missing_pages: None,
+            requests: None,
             memory: Memory::new(),
             complaints: Vec::new(),
             error: None,
         }
     }
+}
+
+/// An error of a parser that knows only one main channel.
+fn on(error: Error, channel: ChannelId) -> Error {
+    if error.channel() == ChannelId::Main { error.on(channel) } else { error }
 }
 
 /// How often a destination that waits for its main channel looks round.

@@ -10,10 +10,11 @@ use super::devices::Devices;
 use super::patient::Patient;
 use super::{Arrival, Progress};
 use crate::channel::{Feed, Located};
+use crate::endpoint::fault::Cuts;
 use crate::endpoint::pace::Pace;
 use crate::error::{Error, ErrorKind, Result};
 use crate::multifd::SyncMode;
-use crate::stream::{Event, Grammar, Parser, Phase};
+use crate::stream::{Event, Grammar, Parser, Phase, Postcopy};
 use crate::wire::{Command, Message, PageBody, PageWord, RamFlags, SectionKind};
 
 /// A migration that is being received.
@@ -27,10 +28,16 @@ pub(super) struct Reception<'a, 'b> {
     pub(super) pace: &'b Pace,
     pub(super) watch: &'a mut dyn FnMut(&Progress),
     pub(super) watched: Instant,
+    pub(super) cuts: Cuts,
+    /// Bytes of the connections before this one.
+    pub(super) before: u64,
 }
 
 /// How often the watcher is told, at most.
 const WATCH_INTERVAL: Duration = Duration::from_millis(100);
+
+/// How long pages of the preempt channel may come behind the end of the main channel.
+const URGENT: Duration = Duration::from_secs(2);
 
 /// Pages between two looks at the clock.
 const WATCH_PAGES: u64 = 4096;
@@ -49,12 +56,31 @@ impl Reception<'_, '_> {
                 _ => break,
             }
         }
-        self.devices.complete(self.channels, self.pace)
+        self.devices.complete(self.channels, self.pace)?;
+        self.await_urgent(parser.grammar())
+    }
+
+    /// What was asked for last may still be on its way on the preempt channel.
+    fn await_urgent(&self, grammar: &Grammar) -> Result<()> {
+        if !grammar.is_postcopy() {
+            return Ok(());
+        }
+        let begin = Instant::now();
+        loop {
+            let checked = self.channels.check_all_pages();
+            let may_come =
+                self.channels.has_preempt() && begin.elapsed() < URGENT && !self.channels.is_over();
+            if checked.is_ok() || !may_come {
+                return checked;
+            }
+            std::thread::sleep(URGENT / 100);
+        }
     }
 
     fn take(&mut self, located: &Located<'_, Event<'_>>, grammar: &Grammar) -> Result<ControlFlow<()>> {
+        self.cut(located)?;
         let arrival = &mut self.arrival;
-        arrival.bytes = located.range.end;
+        arrival.bytes = self.before + located.range.end;
         self.pace.note_record();
         match &located.event {
             Event::Page(page) => {
@@ -85,7 +111,10 @@ impl Reception<'_, '_> {
                 // Without footers, the end of the last device is an EOF that nothing may follow.
                 self.pace.set_hurry(grammar.phase() == Phase::Payload && grammar.footers() == Some(false));
             }
-            Event::Command(command) => self.answer(command)?,
+            Event::Command(command) => {
+                self.answer(command, grammar)?;
+            }
+            Event::RamBlock(_) if grammar.phase() == Phase::RamWord => self.channels.begin_paging(grammar),
             Event::RamWord(word) => self.synchronise(*word, grammar)?,
             _ => {}
         }
@@ -102,12 +131,33 @@ impl Reception<'_, '_> {
         if is_for_memory {
             self.channels.memory().handle(&located.event, grammar, located.range.start)?;
         }
+        if let (Event::Page(page), true, Some(block)) =
+            (&located.event, grammar.ram_fields().page_size, grammar.current_block())
+        {
+            self.channels.note_pages(block, [page.word.offset(grammar.page_size())])?;
+        }
         match grammar.phase() {
             Phase::AfterEof | Phase::Trailing if grammar.package_end().is_none() => {
                 Ok(ControlFlow::Break(()))
             }
             _ => Ok(ControlFlow::Continue(())),
         }
+    }
+
+    /// Breaks the connection in front of a record that is not to come any more.
+    fn cut(&mut self, located: &Located<'_, Event<'_>>) -> Result<()> {
+        if self.cuts.is_empty() {
+            return Ok(());
+        }
+        if self.cuts.is_due() {
+            let e = std::io::Error::other("it was cut on purpose");
+            return Err(Error::io("receiving", "the connection broke", e).at(located.range.start));
+        }
+        self.cuts.note_passed(located.range.end - located.range.start);
+        if let Event::Command(command) = &located.event {
+            self.cuts.note_command(command, located.range.end);
+        }
+        Ok(())
     }
 
     /// A word of RAM may be where the multifd channels have to have come as far.
@@ -130,15 +180,39 @@ impl Reception<'_, '_> {
         Ok(())
     }
 
-    fn answer(&mut self, command: &Command<'_>) -> Result<()> {
+    fn answer(&mut self, command: &Command<'_>, grammar: &Grammar) -> Result<()> {
         match command {
             Command::OpenReturnPath => {
                 self.arrival.return_path = true;
                 self.answers.open()
             }
-            Command::Ping(value) => self.answers.say(&Message::Pong(*value)),
+            // In postcopy the main channel tells whether the connection is broken; what has come over it is not lost.
+            Command::Ping(value) => match self.answers.say(&Message::Pong(*value)) {
+                Err(e) if e.kind() == ErrorKind::Io && grammar.is_postcopy() => Ok(()),
+                said => said,
+            },
+            Command::PostcopyRamDiscard(discard) => {
+                self.channels.discard(discard, grammar);
+                Ok(())
+            }
+            Command::PostcopyRun => {
+                self.channels.note_recoverable();
+                self.ask_for_pages()
+            }
+            Command::RecvBitmap { block } => match grammar.block_index(*block) {
+                Some(block) => self.channels.tell_received(block, &mut self.answers),
+                None => Ok(()),
+            },
+            Command::PostcopyResume if grammar.postcopy() == Postcopy::Running => {
+                self.answers.say(&Message::ResumeAck(1))?;
+                self.ask_for_pages()
+            }
             _ => Ok(()),
         }
+    }
+
+    fn ask_for_pages(&self) -> Result<()> {
+        self.channels.paging().as_mut().map_or(Ok(()), |paging| paging.begin(&self.answers))
     }
 
     fn tell(&mut self) {
@@ -191,6 +265,10 @@ impl Received {
         arrival.synchronisations = closed.synchronisations;
         arrival.method = closed.method;
         arrival.devices = closed.devices;
+        arrival.preempt = closed.preempt;
+        arrival.pauses = closed.pauses;
+        arrival.missing_pages = closed.missing_pages;
+        arrival.requests = closed.requests;
         arrival.memory = memory;
         arrival.elapsed = self.pace.elapsed();
         let Arrival { pages, iterations, elapsed, .. } = *arrival;

@@ -27,6 +27,23 @@ impl Channels {
         self.changed.notify_all();
     }
 
+    /// Lets a channel wait as long as its packet `is_too_early` and another channel may bring what it waits for: threads do not get on
+    /// equally well, and one that is held up would let the others fill any memory.
+    pub(super) fn await_room(&self, is_too_early: impl Fn() -> bool) {
+        let begin = Instant::now();
+        self.change(|state| state.crowded += 1);
+        while is_too_early() {
+            let state = self.state();
+            let is_stuck =
+                state.barrier.open() <= state.crowded || begin.elapsed() > self.settings.limits.silence;
+            if is_stuck || state.end.is_some() {
+                break;
+            }
+            drop(self.wait(state, GRACE / 50));
+        }
+        self.change(|state| state.crowded -= 1);
+    }
+
     /// Whether nothing can come on any multifd channel: each has ended, or stands at a SYNC that was never answered.
     pub(super) fn are_silent(&self) -> bool {
         self.state().barrier.are_silent()
@@ -101,7 +118,7 @@ impl Channels {
                 // A number is missing: its channel must be on its way.
                 Expected::Auto if ids.len() < highest => false,
                 Expected::Auto => {
-                    let is_quiet = state.looked >= asked && state.unknown == 0;
+                    let is_quiet = state.looked >= asked && state.strangers.is_empty();
                     let is_missing = ids.is_empty() && mode == SyncMode::PerRound;
                     let is_patient = begin.elapsed() < GRACE;
                     if is_missing && !is_patient {

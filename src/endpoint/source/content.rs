@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::IoSliceMut;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{SeekFrom, seek};
@@ -62,16 +63,19 @@ impl Image {
     }
 }
 
-/// A block with its place in the list.
-pub(super) struct Whole {
+/// A stretch of a block, with its place in the list.
+pub(super) struct Stretch {
     pub(super) index: usize,
+    /// Bytes of the block; it begins with a page, and ends with one or with the block.
+    pub(super) range: Range<u64>,
+    /// Length of the block.
     pub(super) length: u64,
     pub(super) page_size: u64,
 }
 
 impl Content {
-    /// Sends every page of the block.
-    pub(super) fn send(&self, block: &Whole, out: &mut Outlet<'_, '_>) -> Result<()> {
+    /// Sends every page of the stretch.
+    pub(super) fn send(&self, block: &Stretch, out: &mut Outlet<'_, '_>) -> Result<()> {
         match &mut out.team {
             Some(team) => self.deal(block, team, &mut out.main),
             None => self.send_on_main(block, &mut out.main),
@@ -103,36 +107,46 @@ impl Content {
         }
     }
 
-    /// Has the multifd channels send every page of the block.
-    fn deal(&self, block: &Whole, team: &mut Team<'_>, main: &mut Output<'_>) -> Result<()> {
+    /// Sends the few pages of the stretch on the main channel, without looking for holes in front of them.
+    pub(super) fn send_few(&self, block: &Stretch, out: &mut Output<'_>) -> Result<()> {
+        match self {
+            Self::Image(image) => image.send_data(block, out),
+            _ => self.send_on_main(block, out),
+        }
+    }
+
+    /// Has the multifd channels send every page of the stretch.
+    fn deal(&self, block: &Stretch, team: &mut Team<'_>, main: &mut Output<'_>) -> Result<()> {
         match self {
             Self::Kept => Ok(()),
             Self::Pattern(pattern) if team.wants_zero_pages_on_main() => {
-                block.offsets(0..block.length).try_for_each(|offset| match pattern.is_zero(offset) {
+                block.offsets(block.range.clone()).try_for_each(|offset| match pattern.is_zero(offset) {
                     true => main.zero_page(block.index, offset),
                     false => team.add(block.index, offset),
                 })
             }
             Self::Image(image) if team.wants_zero_pages_on_main() => image.deal(block, team, main),
-            _ => block.offsets(0..block.length).try_for_each(|offset| team.add(block.index, offset)),
+            _ => block.offsets(block.range.clone()).try_for_each(|offset| team.add(block.index, offset)),
         }?;
         main.tell();
         team.deal()
     }
 
-    fn send_on_main(&self, block: &Whole, out: &mut Output<'_>) -> Result<()> {
+    fn send_on_main(&self, block: &Stretch, out: &mut Output<'_>) -> Result<()> {
         match self {
             Self::Kept => Ok(()),
-            Self::Pattern(pattern) => block.offsets(0..block.length).try_for_each(|offset| match pattern {
-                Pattern::Zero => out.zero_page(block.index, offset),
-                _ => {
-                    let early = out.rounds_left;
-                    out.page(block.index, offset, |page| {
-                        pattern.fill(offset, page);
-                        disturb(page, offset, early);
-                    })
-                }
-            }),
+            Self::Pattern(pattern) => {
+                block.offsets(block.range.clone()).try_for_each(|offset| match pattern {
+                    Pattern::Zero => out.zero_page(block.index, offset),
+                    _ => {
+                        let early = out.rounds_left;
+                        out.page(block.index, offset, |page| {
+                            pattern.fill(offset, page);
+                            disturb(page, offset, early);
+                        })
+                    }
+                })
+            }
             Self::Image(image) => image.send(block, out),
         }
     }
@@ -146,48 +160,54 @@ fn disturb(page: &mut [u8], offset: u64, rounds_left: u64) {
     }
 }
 
-impl Whole {
-    fn offsets(&self, range: std::ops::Range<u64>) -> impl Iterator<Item = u64> + use<> {
+impl Stretch {
+    fn offsets(&self, range: Range<u64>) -> impl Iterator<Item = u64> + use<> {
         range.step_by(self.page_size as usize)
     }
 }
 
 impl Image {
-    fn send(&self, block: &Whole, out: &mut Output<'_>) -> Result<()> {
+    fn send(&self, block: &Stretch, out: &mut Output<'_>) -> Result<()> {
         let size = block.page_size;
-        let (mut at, mut hole) = (0, 0);
-        while at < block.length {
-            if at >= hole {
-                let (start, end) = self.data(at, block.length);
-                let start = start & !(size - 1);
-                block.offsets(at..start).try_for_each(|offset| out.zero_page(block.index, offset))?;
-                (at, hole) = (at.max(start), end.next_multiple_of(size));
-                continue;
-            }
-            let whole = (hole.min(block.length) - at) / size;
-            at += match whole {
+        let mut at = block.range.start;
+        while at < block.range.end {
+            let (start, end) = self.data(at, block.length);
+            let start = (start & !(size - 1)).min(block.range.end);
+            block.offsets(at..start).try_for_each(|offset| out.zero_page(block.index, offset))?;
+            let range = at.max(start)..end.next_multiple_of(size).min(block.range.end);
+            at = range.end;
+            self.send_data(&Stretch { range, ..*block }, out)?;
+        }
+        Ok(())
+    }
+
+    fn send_data(&self, block: &Stretch, out: &mut Output<'_>) -> Result<()> {
+        let size = block.page_size;
+        let Range { start: mut at, end } = block.range;
+        while at < end {
+            at += match (end - at) / size {
                 // Only the last page of a block of odd length is short.
                 0 => self.send_short(at, block, out)?,
-                _ => size * out.pages(block.index, at, whole, |pages| self.read(at, pages))?,
+                whole => size * out.pages(block.index, at, whole, |pages| self.read(at, pages))?,
             };
         }
         Ok(())
     }
 
     /// Sends zero pages on the main channel, and has the others sent. They are read once, here.
-    fn deal(&self, block: &Whole, team: &mut Team<'_>, main: &mut Output<'_>) -> Result<()> {
+    fn deal(&self, block: &Stretch, team: &mut Team<'_>, main: &mut Output<'_>) -> Result<()> {
         let size = block.page_size;
-        let (mut at, mut hole) = (0, 0);
+        let (mut at, mut hole) = (block.range.start, 0);
         let mut pages = Vec::new();
-        while at < block.length {
+        while at < block.range.end {
             if at >= hole {
                 let (start, end) = self.data(at, block.length);
-                let start = start & !(size - 1);
+                let start = (start & !(size - 1)).min(block.range.end);
                 block.offsets(at..start).try_for_each(|offset| main.zero_page(block.index, offset))?;
                 (at, hole) = (at.max(start), end.next_multiple_of(size));
                 continue;
             }
-            let end = hole.min(block.length).min(at + MULTIFD_PACKET_SIZE);
+            let end = hole.min(block.range.end).min(at + MULTIFD_PACKET_SIZE);
             pages.resize((end - at).next_multiple_of(size) as usize, 0);
             self.read_at(at, block.length, &mut pages)?;
             for page in pages.chunks_exact(size as usize) {
@@ -210,7 +230,7 @@ impl Image {
         self.read(at, &mut [IoSliceMut::new(pages)])
     }
 
-    fn send_short(&self, at: u64, block: &Whole, out: &mut Output<'_>) -> Result<u64> {
+    fn send_short(&self, at: u64, block: &Stretch, out: &mut Output<'_>) -> Result<u64> {
         let mut rest = vec![0; (block.length - at) as usize];
         self.read(at, &mut [IoSliceMut::new(&mut rest)])?;
         out.page(block.index, at, |page| {

@@ -35,6 +35,8 @@ pub struct Devices {
     pub arrangement: Arrangement,
     /// Whether they have the upper half of the multifd channels for themselves, and pages the lower one.
     pub dedicated: bool,
+    /// Bytes of each that move while the guest runs, the same for all; a share that the device chooses otherwise.
+    pub live: Option<u64>,
 }
 
 impl Devices {
@@ -51,7 +53,7 @@ impl Devices {
         let name = |i| format!("0000:{:02x}:{:02x}.0/vfio", i / 28, i % 28 + 4);
         let device = |i| SyntheticDevice::new(&name(i), 0, size, chunk, u64::from(i) + 1);
         let devices = (0..count).map(device).collect::<Result<_>>()?;
-        Ok(Self { devices, arrangement, dedicated: false })
+        Ok(Self { devices, arrangement, dedicated: false, live: None })
     }
 }
 
@@ -120,7 +122,10 @@ impl<'s, 'a> Fleet<'s, 'a> {
         (first, footers): (u32, bool),
     ) -> Self {
         let members = (first..).zip(&devices.devices).map(|(section_id, device)| Member {
-            plan: Arc::new(device.plan(devices.arrangement, dialect)),
+            plan: Arc::new(match devices.live {
+                Some(bytes) => device.plan(devices.arrangement, dialect).with_live_share(bytes),
+                None => device.plan(devices.arrangement, dialect),
+            }),
             section_id,
             parts: 0,
             departure: DeviceDeparture { name: device.name().to_owned(), bytes: 0, packets: 0 },

@@ -23,11 +23,17 @@ mod misconduct;
 mod multifd;
 mod outlet;
 mod output;
+mod postcopy;
+mod recovery;
 mod replies;
 mod sending;
+mod service;
+mod serving;
 mod shared;
+mod switch;
 mod team;
 mod template;
+mod urgent;
 mod worker;
 
 use std::path::Path;
@@ -36,7 +42,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::pace::Pace;
-use super::{Limits, Progress};
+use super::{Cut, Cuts, Limits, Progress};
 use crate::capture::{Recorder, interface_name};
 use crate::device_state::Arrangement;
 use crate::dialect::{Dialect, Difference};
@@ -44,20 +50,27 @@ use crate::error::{ChannelId, Error, ErrorKind, Result};
 use crate::guest::{Memory, Pattern, XbzrleCache};
 use crate::limits::MAX_MULTIFD_CHANNELS;
 use crate::multifd::SyncMode;
-use crate::stream::Parser;
+use crate::postcopy::SourceDialogue;
+use crate::stream::{Block, Parser};
 use crate::transport::Connection;
 use content::{Content, Image};
 use misconduct::Misdeeds;
 use outlet::Outlet;
 use output::Output;
+use postcopy::Notice;
+use replies::Dialogue;
 use sending::{Filter, Sending};
+use serving::Serving;
 use shared::Shared;
 
 pub use blank::{Blank, RunState};
 pub use fleet::{DeviceDeparture, Devices};
 pub use misconduct::Misconduct;
 pub use multifd::{ChannelDeparture, Multifd, ZeroPages};
+pub use postcopy::{Postcopy, PostcopyDeparture, Turn};
+pub use service::PageRequests;
 pub use template::Template;
+pub use urgent::PreemptDeparture;
 
 const DOING: &str = "sending";
 
@@ -75,6 +88,10 @@ pub struct Source {
     multifd: Option<Multifd>,
     misdeeds: Misdeeds,
     devices: Option<Devices>,
+    postcopy: Option<Postcopy>,
+    advise: bool,
+    cuts: Vec<Cut>,
+    notice: Option<Notice>,
 }
 
 /// What has been sent: everything up to the end or up to the fault.
@@ -82,7 +99,7 @@ pub struct Source {
 pub struct Departure {
     /// Machine name of the configuration record.
     pub machine: Option<String>,
-    /// Bytes of the main channel that the system took.
+    /// Bytes of the main channel that the system took; of all its connections.
     pub bytes: u64,
     /// Pages of all kinds, on all channels.
     pub pages: u64,
@@ -98,6 +115,8 @@ pub struct Departure {
     pub peer_status: Option<u32>,
     /// What went over each multifd channel.
     pub channels: Vec<ChannelDeparture>,
+    /// What came of postcopy.
+    pub postcopy: PostcopyDeparture,
     /// What was sent of each device that was made up.
     pub devices: Vec<DeviceDeparture>,
     /// Time from taking over the connection to the last answer.
@@ -125,6 +144,10 @@ impl Source {
             multifd: None,
             misdeeds: Misdeeds::default(),
             devices: None,
+            postcopy: None,
+            advise: false,
+            cuts: Vec::new(),
+            notice: None,
         }
     }
 
@@ -242,24 +265,53 @@ impl Source {
         self
     }
 
+    /// The same, switching to postcopy. It needs the return path, and opens it.
+    #[must_use]
+    pub fn with_postcopy(mut self, postcopy: Postcopy) -> Self {
+        self.postcopy = Some(postcopy);
+        self
+    }
+
+    /// The same, announcing postcopy (ADVISE), which may then follow or not. It needs the return path, and opens it.
+    #[must_use]
+    pub fn with_advise(mut self) -> Self {
+        self.advise = true;
+        self
+    }
+
+    /// The same, breaking all its connections on purpose, at these places one after the other.
+    #[must_use]
+    pub fn with_cuts(mut self, cuts: impl IntoIterator<Item = Cut>) -> Self {
+        self.cuts = cuts.into_iter().collect();
+        self
+    }
+
+    /// The same, telling of pauses of postcopy.
+    #[must_use]
+    pub fn with_notice(mut self, notice: impl FnMut(Turn<'_>) + Send + 'static) -> Self {
+        self.notice = Some(Box::new(notice));
+        self
+    }
+
     /// Sends one migration over `connection`, and nothing else. `watch` is told how far it has come, some times a second.
     pub fn send(self, connection: Connection, watch: impl FnMut(&Progress)) -> Departure {
         let connect = |_| {
-            let message = "multifd takes more than one connection";
+            let message = "this migration takes more than one connection";
             Err(Error::nowhere(ErrorKind::Misuse, DOING, message))
         };
         self.send_over(connection, connect, watch)
     }
 
-    /// Sends one migration with `main` as its main channel; `connect` opens a connection for the multifd channel of that number to
-    /// the same destination.
+    /// Sends one migration with `main` as its main channel; `connect` opens a connection to the same destination for another channel:
+    /// a multifd channel, the preempt channel, or the main channel after a pause.
     pub fn send_over(
         mut self,
         main: Connection,
-        mut connect: impl FnMut(u8) -> Result<Connection>,
+        mut connect: impl FnMut(ChannelId) -> Result<Connection>,
         mut watch: impl FnMut(&Progress),
     ) -> Departure {
         let copy = std::mem::take(&mut self.copy);
+        let notice = self.notice.take();
         let source = &self;
         let facts = source.template.facts();
         let pages = (&*facts.blocks, facts.page_size);
@@ -269,7 +321,8 @@ impl Source {
         let pace = Pace::new(source.limits).with_others(Arc::clone(&shared.activity));
         thread::scope(|scope| {
             let tap = source.recorder.as_ref().map(|r| r.channel(interface_name(ChannelId::Main)));
-            let mut out = Output::new(main.clone(), tap.clone(), &pace, &shared, &mut watch);
+            let cuts = Cuts::new(source.cuts.iter().copied());
+            let mut out = Output::new(main.clone(), tap.clone(), &pace, &shared, cuts, &mut watch);
             out.cache = source.cache();
             let ram = facts.ram.map(|id| (id, facts.footers));
             let mut sending = Sending {
@@ -281,9 +334,18 @@ impl Source {
                 connection: main,
                 connect: &mut connect,
                 out: Outlet::new(out, &shared, source.dialect, source.misdeeds.clone(), ram),
-                return_path: source.return_path.unwrap_or(source.template.has_return_path()),
+                dialogue: Dialogue::new(SourceDialogue::new(
+                    Dialect::ANY,
+                    facts.blocks.clone().into(),
+                    facts.page_size,
+                )),
+                serving: source.postcopy.map(|options| Serving::new(options, notice)),
+                return_path: source
+                    .return_path
+                    .unwrap_or(source.is_advised() || source.template.has_return_path()),
                 parser: Parser::new(),
-                filter: Filter::new(source.dialect, source.has_packets_of_devices()),
+                filter: Filter::new(source.dialect, source.has_packets_of_devices())
+                    .advised(source.is_advised(), source.postcopy.is_some()),
             };
             let outcome = sending.run();
             sending.finish(outcome)
@@ -307,6 +369,7 @@ impl Source {
     pub fn check(&self) -> Result<()> {
         self.check_multifd()?;
         self.check_devices()?;
+        self.check_postcopy()?;
         let facts = self.template.facts();
         for ((block, content), pages) in facts.blocks.iter().zip(&self.contents).zip(&facts.pages) {
             if matches!(content, Content::Kept)
@@ -328,6 +391,47 @@ impl Source {
     /// Whether device state travels on multifd channels.
     fn has_packets_of_devices(&self) -> bool {
         self.devices.as_ref().is_some_and(|devices| devices.arrangement != Arrangement::Main)
+    }
+
+    /// Whether ADVISE is sent.
+    fn is_advised(&self) -> bool {
+        self.advise || self.postcopy.is_some()
+    }
+
+    fn check_postcopy(&self) -> Result<()> {
+        let refuse = |kind, message: String| Err(Error::nowhere(kind, DOING, message));
+        if self.is_advised() && self.return_path == Some(false) {
+            return refuse(ErrorKind::Misuse, "postcopy needs the return path".to_owned());
+        }
+        let Some(postcopy) = &self.postcopy else { return Ok(()) };
+        let facts = self.template.facts();
+        if facts.ram.is_none() {
+            let message = "a stream without RAM has no pages for postcopy";
+            return refuse(ErrorKind::Misuse, message.to_owned());
+        }
+        if self.multifd.is_some() || self.devices.is_some() {
+            let message = "postcopy together with multifd channels or with devices that are made up";
+            return refuse(ErrorKind::Unsupported, message.to_owned());
+        }
+        if postcopy.preempt && !self.dialect.has(Difference::PostcopyPreempt) {
+            return refuse(ErrorKind::Misuse, format!("QEMU {} has no preempt channel", self.dialect));
+        }
+        if let Some(at) = facts.stray {
+            let message = format!(
+                "the template has more than device state behind its first device (offset {at:#x}), which does not fit into the \
+                 package of a postcopy stream"
+            );
+            return refuse(ErrorKind::Unsupported, message);
+        }
+        let is_odd = |(block, content): &(&Block, &Content)| {
+            let page = block.huge_page.unwrap_or(facts.page_size).max(facts.page_size);
+            !matches!(content, Content::Kept) && !block.used_length.is_multiple_of(page)
+        };
+        if let Some((block, _)) = facts.blocks.iter().zip(&self.contents).find(is_odd) {
+            let message = format!("block \"{}\" does not consist of whole pages", block.name.escape_ascii());
+            return refuse(ErrorKind::Unsupported, message);
+        }
+        Ok(())
     }
 
     fn check_devices(&self) -> Result<()> {

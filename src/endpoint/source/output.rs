@@ -14,14 +14,14 @@ use super::replies::{self, Replies};
 use super::shared::Shared;
 use crate::capture::{ChannelTap, Direction};
 use crate::channel::ChannelEvent as _;
-use crate::endpoint::Progress;
 use crate::endpoint::pace::Pace;
-use crate::error::{Error, ErrorKind, Result};
+use crate::endpoint::{Cuts, Progress};
+use crate::error::{ChannelId, Error, ErrorKind, Result};
 use crate::guest::{Coded, XbzrleCache, is_zero};
 use crate::limits::PIECE;
 use crate::stream::{Block, Emitter, Event};
 use crate::transport::Connection;
-use crate::wire::{Bulk, Name, Page, PageBody, PageWord, RamFlags, Sink};
+use crate::wire::{Bulk, Command, Name, Page, PageBody, PageWord, RamFlags, Sink};
 
 /// Bytes that go to the system at once. More would fall out of the second-level cache between filling and sending, less
 /// would cost a system call too often.
@@ -42,8 +42,16 @@ pub(super) struct Output<'a> {
     emitter: Emitter,
     buffer: Box<[u8]>,
     used: usize,
-    /// Bytes that the system has taken.
+    channel: ChannelId,
+    /// Bytes that the system has taken on this connection, and on those before it.
     pub(super) sent: u64,
+    earlier: u64,
+    /// Where the connections are to break on purpose.
+    cuts: Cuts,
+    /// Whether they have, on this connection.
+    pub(super) was_cut: bool,
+    /// Where POSTCOPY_RUN ends, once it is written.
+    run: Option<u64>,
     shared: &'a Shared<'a>,
     blocks: &'a [Block],
     page_size: usize,
@@ -68,6 +76,7 @@ impl<'a> Output<'a> {
         tap: Option<ChannelTap>,
         pace: &'a Pace,
         shared: &'a Shared<'a>,
+        cuts: Cuts,
         watch: &'a mut dyn FnMut(&Progress),
     ) -> Self {
         Self {
@@ -78,7 +87,12 @@ impl<'a> Output<'a> {
             emitter: Emitter::strict(),
             buffer: vec![0; BUFFER + ROOM].into(),
             used: 0,
+            channel: ChannelId::Main,
             sent: 0,
+            earlier: 0,
+            cuts,
+            was_cut: false,
+            run: None,
             shared,
             blocks: shared.blocks,
             page_size: shared.page_size as usize,
@@ -102,6 +116,9 @@ impl<'a> Output<'a> {
         let mut sink = Tail { free: &mut self.buffer[self.used..], used: 0 };
         self.emitter.emit(event, &mut sink)?;
         self.used += sink.used;
+        if let Event::Command(command) = event {
+            self.note_command(command);
+        }
         self.note(event, at)
     }
 
@@ -236,7 +253,11 @@ impl<'a> Output<'a> {
             }
             let Some(patience) = self.pace.patience() else { return Err(self.late()) };
             self.connection.set_write_timeout(Some(patience))?;
-            match self.connection.write(&self.buffer[done..self.used]) {
+            let end = done + self.cuts.admit(self.used - done);
+            if end == done {
+                return Err(self.cut());
+            }
+            match self.connection.write(&self.buffer[done..end]) {
                 Ok(0) => return Err(self.failed(io::ErrorKind::WriteZero.into())),
                 Ok(count) => {
                     // A recording that fails says so when it is finished; the migration goes on.
@@ -245,6 +266,7 @@ impl<'a> Output<'a> {
                     }
                     done += count;
                     self.sent += count as u64;
+                    self.cuts.note_passed(count as u64);
                     self.pace.note_record();
                 }
                 // Over and over until patience has run out: a multifd channel may have got on.
@@ -254,19 +276,65 @@ impl<'a> Output<'a> {
         }
         self.used = 0;
         self.tell();
+        if self.cuts.is_due() { Err(self.cut()) } else { Ok(()) }
+    }
+
+    /// Bytes that wait to be handed to the system.
+    pub(super) fn waiting(&self) -> usize {
+        self.used
+    }
+
+    /// All bytes of the main channel that the system has taken.
+    pub(super) fn total(&self) -> u64 {
+        self.earlier + self.sent
+    }
+
+    /// Whether the guest runs at the destination, or will as soon as it has read what was sent.
+    pub(super) fn is_running(&self) -> bool {
+        self.run.is_some_and(|run| self.channel != ChannelId::Main || self.sent >= run)
+    }
+
+    /// Goes on over a new connection. What was not sent yet is forgotten.
+    pub(super) fn reconnect(
+        &mut self,
+        (connection, channel): (Connection, ChannelId),
+        tap: Option<ChannelTap>,
+    ) -> Result<()> {
+        let Some(emitter) = self.emitter.resumed() else {
+            let message = "the guest does not run at the destination yet, so there is nothing to go on with";
+            return Err(Error::nowhere(ErrorKind::Misuse, "sending", message));
+        };
+        (self.connection, self.channel, self.tap, self.emitter) = (connection, channel, tap, emitter);
+        self.earlier += std::mem::take(&mut self.sent);
+        self.used = 0;
+        self.block = None;
+        self.was_cut = false;
+        self.cuts.note_connection();
+        self.pace.note_record();
         Ok(())
     }
 
     /// Waits until the destination says that it is done, and returns its status.
     pub(super) fn await_shut(&mut self) -> Result<u32> {
-        let Some(replies) = &mut self.replies else { return Ok(0) };
+        let message = "everything was sent, but the destination does not say that it is done (SHUT)";
+        self.await_reply(|replies| replies.status().is_some(), message)?;
+        Ok(self.replies.as_ref().and_then(Replies::status).unwrap_or(0))
+    }
+
+    /// Waits until the destination has said something.
+    ///
+    /// # Errors
+    /// With that message, if it does not say it in time.
+    pub(super) fn await_reply(&mut self, is_there: fn(&Replies) -> bool, message: &str) -> Result<()> {
+        let Some(replies) = &mut self.replies else { return Ok(()) };
+        self.pace.note_record();
         let patience = self.pace.patience().unwrap_or_default();
-        match replies.wait(patience)? {
-            Some(status) => Ok(status),
-            None if self.pace.is_overdue() => Err(self.late()),
-            None => {
-                let message = "everything was sent, but the destination does not say that it is done (SHUT)";
-                Err(Error::new(ErrorKind::Timeout, self.sent, "waiting for the destination", message))
+        match replies.wait(patience, is_there, &self.shared.service)? {
+            true => Ok(()),
+            false if self.pace.is_overdue() => Err(self.late()),
+            false => {
+                let doing = "waiting for the destination";
+                Err(Error::new(ErrorKind::Timeout, self.sent, doing, message).on(self.channel))
             }
         }
     }
@@ -302,6 +370,20 @@ impl<'a> Output<'a> {
         }
     }
 
+    fn note_command(&mut self, command: &Command<'_>) {
+        let end = self.emitter.offset();
+        self.cuts.note_command(command, end);
+        match command {
+            Command::PostcopyRun => self.run = Some(end),
+            Command::Ping(value) => {
+                if let Some(replies) = &self.replies {
+                    replies.note_ping(*value);
+                }
+            }
+            _ => {}
+        }
+    }
+
     fn note(&mut self, event: &Event<'_>, at: u64) -> Result<()> {
         let is_for_memory = match event {
             Event::Page(_) => self.shared.keeps,
@@ -318,7 +400,7 @@ impl<'a> Output<'a> {
     pub(super) fn tell(&mut self) {
         if self.watched.elapsed() >= WATCH_INTERVAL {
             self.watched = Instant::now();
-            let bytes = self.sent + self.shared.bytes.load(Ordering::Relaxed);
+            let bytes = self.total() + self.shared.bytes.load(Ordering::Relaxed);
             let pages = self.page_count + self.shared.pages.load(Ordering::Relaxed);
             let iterations = self.round;
             (self.watch)(&Progress { bytes, pages, iterations, elapsed: self.pace.elapsed() });
@@ -331,7 +413,16 @@ impl<'a> Output<'a> {
             true => "the migration took longer than it may",
             false => "the destination took nothing in time",
         };
-        Error::new(ErrorKind::Timeout, self.sent, "sending", message)
+        Error::new(ErrorKind::Timeout, self.sent, "sending", message).on(self.channel)
+    }
+
+    /// All connections break here, because it was asked for.
+    fn cut(&mut self) -> Error {
+        let place = self.cuts.take().map_or_else(String::new, |cut| format!(" at {cut}"));
+        self.was_cut = true;
+        self.shared.lines.cut();
+        let message = format!("the connections were cut on purpose{place}");
+        Error::io("sending", message, io::ErrorKind::ConnectionAborted.into()).on(self.channel).at(self.sent)
     }
 
     /// A write failed: what the destination has said is worth more than that it is gone.
@@ -342,7 +433,7 @@ impl<'a> Output<'a> {
         };
         match said {
             Some(error) => error,
-            None => self.connection.error("sending", e).at(self.sent),
+            None => self.connection.error("sending", e).on(self.channel).at(self.sent),
         }
     }
 }

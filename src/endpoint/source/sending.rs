@@ -4,12 +4,14 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::thread::Scope;
 
-use super::content::{Content, Whole};
+use super::content::{Content, Stretch};
 use super::fleet::{Fleet, Stage};
 use super::misconduct::Misconduct;
 use super::multifd::ChannelDeparture;
 use super::outlet::Outlet;
-use super::replies::{self, Replies};
+use super::replies::{self, Dialogue, Ear, Replies};
+use super::service::share;
+use super::serving::Serving;
 use super::shared::{Failure, Shared};
 use super::team::{Opening, Team};
 use super::template::Bytes;
@@ -19,7 +21,9 @@ use crate::channel::{ChannelParser as _, Feed};
 use crate::dialect::{Dialect, Difference};
 use crate::endpoint::pace::Pace;
 use crate::error::{ChannelId, Error, ErrorKind, Result};
+use crate::limits::MAX_PAGE_REQUESTS;
 use crate::multifd::SyncPlace;
+use crate::postcopy::page_count;
 use crate::stream::{Event, Grammar, Parser};
 use crate::transport::Connection;
 use crate::wire::{Command, RamFlags, SectionKind};
@@ -33,8 +37,11 @@ pub(super) struct Sending<'s, 'a> {
     /// The recording of the main channel.
     pub(super) tap: Option<ChannelTap>,
     pub(super) connection: Connection,
-    pub(super) connect: &'a mut dyn FnMut(u8) -> Result<Connection>,
+    pub(super) connect: &'a mut dyn FnMut(ChannelId) -> Result<Connection>,
     pub(super) out: Outlet<'s, 'a>,
+    pub(super) dialogue: Dialogue,
+    /// What is needed behind the switch to postcopy, if there is to be one.
+    pub(super) serving: Option<Serving<'s>>,
     pub(super) return_path: bool,
     pub(super) parser: Parser,
     pub(super) filter: Filter,
@@ -46,9 +53,15 @@ impl Sending<'_, '_> {
         let mut template = self.source.template.feed()?;
         self.header(&mut template)?;
         self.open_channels()?;
+        self.open_preempt_early()?;
         self.open_return_path()?;
+        self.advise()?;
         self.setup(&mut template)?;
         self.rounds()?;
+        if self.serving.is_some() {
+            self.switch(&mut template)?;
+            return self.converse();
+        }
         self.completion(&mut template)?;
         self.await_shut()
     }
@@ -86,13 +99,27 @@ impl Sending<'_, '_> {
             let message = format!("{} goes one way and has no return path", self.connection.label());
             return Err(Error::nowhere(ErrorKind::Misuse, DOING, message));
         }
-        let lines = Arc::clone(&self.shared.lines);
+        self.listen(ChannelId::ReturnPath, self.tap.clone())?;
         let out = &mut self.out.main;
-        out.replies = Some(Replies::listen(&self.connection, self.tap.clone(), Dialect::ANY, lines)?);
         out.emit(&Event::Command(Command::OpenReturnPath))?;
         out.emit(&Event::Command(Command::Ping(replies::PING)))?;
         // As a stock source does with every command: the destination can answer while we are busy with pages.
         out.flush()
+    }
+
+    /// Begins to listen to what is said on the connection of the main channel.
+    pub(super) fn listen(&mut self, channel: ChannelId, tap: Option<ChannelTap>) -> Result<()> {
+        let replies = Replies::listen(Ear {
+            connection: self.connection.clone(),
+            channel,
+            tap,
+            dialogue: self.dialogue.clone(),
+            lines: Arc::clone(&self.shared.lines),
+            page_size: self.shared.page_size,
+            depth: if self.serving.is_some() { MAX_PAGE_REQUESTS } else { 1 },
+        })?;
+        self.out.main.replies = Some(replies);
+        Ok(())
     }
 
     /// START sections, with the block list, and whatever else comes before the first pages.
@@ -120,16 +147,33 @@ impl Sending<'_, '_> {
             main.rounds_left = if main.cache.is_some() { self.source.rounds - round } else { 0 };
             self.out.begin_part()?;
             self.kept_pages()?;
-            for (index, (block, content)) in facts.blocks.iter().zip(&self.source.contents).enumerate() {
-                let block = Whole { index, length: block.used_length, page_size: facts.page_size };
-                content.send(&block, &mut self.out)?;
+            let is_last = round == self.source.rounds;
+            for index in 0..facts.blocks.len() {
+                self.pages_of(index, is_last)?;
             }
             self.out.end_part()?;
             if let Some(fleet) = &mut self.out.fleet {
-                fleet.parts(&mut self.out.main, round == self.source.rounds)?;
+                fleet.parts(&mut self.out.main, is_last)?;
             }
         }
         self.out.join()
+    }
+
+    /// All pages of a block, or those that are to be sent before the switch.
+    fn pages_of(&mut self, index: usize, is_last: bool) -> Result<()> {
+        let facts = self.source.template.facts();
+        let (block, content, page_size) =
+            (&facts.blocks[index], &self.source.contents[index], facts.page_size);
+        let length = block.used_length;
+        let ranges = match &self.serving {
+            Some(serving) if is_last => share(block, page_size, serving.options.percent.into()),
+            _ => vec![0..page_count(block, page_size)],
+        };
+        for pages in ranges {
+            let range = pages.start * page_size..(pages.end * page_size).min(length);
+            content.send(&Stretch { index, range, length, page_size }, &mut self.out)?;
+        }
+        Ok(())
     }
 
     /// SWITCHOVER_START, END, FULLs, EOF and description.
@@ -149,7 +193,7 @@ impl Sending<'_, '_> {
     }
 
     /// Sends the template up to `offset`, except for its pages and the commands that are ours to decide.
-    fn copy_until(&mut self, offset: u64, template: &mut Feed<Bytes>) -> Result<()> {
+    pub(super) fn copy_until(&mut self, offset: u64, template: &mut Feed<Bytes>) -> Result<()> {
         let Self { out, parser, filter, .. } = self;
         if parser.offset() >= offset {
             return Ok(());
@@ -178,6 +222,11 @@ impl Sending<'_, '_> {
     /// Closes the books.
     pub(super) fn finish(mut self, outcome: Result<()>) -> Departure {
         let outcome = outcome.map_err(|error| self.blame(error));
+        if outcome.is_err() {
+            // Nobody is to wait for what will not come; the destination may still say something on the return path.
+            self.shared.lines.cut_channels();
+        }
+        let postcopy = self.close_serving();
         let Self { source, shared, out, return_path, .. } = self;
         let (mut main, team, mut fleet) = (out.main, out.team, out.fleet);
         let channels = team.map_or_else(Vec::new, Team::end);
@@ -188,7 +237,7 @@ impl Sending<'_, '_> {
         let sum = |count: fn(&ChannelDeparture) -> u64| channels.iter().map(count).sum::<u64>();
         let mut departure = Departure {
             machine: source.template.machine().map(str::to_owned),
-            bytes: main.sent,
+            bytes: main.total(),
             pages: main.page_count + sum(|channel| channel.pages),
             zero_pages: main.zero_pages + sum(|channel| channel.zero_pages),
             xbzrle_pages: main.xbzrle_pages,
@@ -196,6 +245,7 @@ impl Sending<'_, '_> {
             pong: replies.as_ref().is_some_and(Replies::has_pong),
             peer_status: replies.as_ref().and_then(Replies::status),
             channels,
+            postcopy,
             devices: fleet.map_or_else(Vec::new, Fleet::departures),
             elapsed: main.elapsed(),
             memory,
@@ -228,11 +278,22 @@ pub(super) struct Filter {
     /// Kind of the RAM section that this is in.
     ram: Option<SectionKind>,
     switched: bool,
+    /// Whether ADVISE is ours to send.
+    is_advised: bool,
+    /// Whether pages follow the devices, and the end of RAM follows those.
+    is_postcopy: bool,
 }
 
 impl Filter {
     pub(super) fn new(dialect: Dialect, needs_switchover: bool) -> Self {
-        Self { dialect, needs_switchover, ram: None, switched: false }
+        let (is_advised, is_postcopy) = (false, false);
+        Self { dialect, needs_switchover, ram: None, switched: false, is_advised, is_postcopy }
+    }
+
+    /// The same, for a stream with ADVISE, and with a switch to postcopy perhaps.
+    #[must_use]
+    pub(super) fn advised(self, is_advised: bool, is_postcopy: bool) -> Self {
+        Self { is_advised, is_postcopy, ..self }
     }
 
     fn take(&mut self, event: &Event<'_>, grammar: &Grammar, out: &mut Outlet<'_, '_>) -> Result<()> {
@@ -240,7 +301,8 @@ impl Filter {
             self.ram = None;
         }
         // A PART of RAM is left out as a whole.
-        let is_round = self.ram == Some(SectionKind::PART);
+        let is_left_out = |kind| kind == SectionKind::PART || kind == SectionKind::END && self.is_postcopy;
+        let is_round = self.ram.is_some_and(is_left_out);
         match event {
             Event::Section(head)
                 if grammar.current_section().is_some_and(|(_, _, section)| section.is_ram()) =>
@@ -253,7 +315,7 @@ impl Filter {
                         _ => Self::launch(out)?,
                     }
                 }
-                if head.kind == SectionKind::PART { Ok(()) } else { out.main.emit(event) }
+                if is_left_out(head.kind) { Ok(()) } else { out.main.emit(event) }
             }
             Event::Footer(_) if is_round => Ok(()),
             Event::Footer(_) if self.ram == Some(SectionKind::END) => {
@@ -268,6 +330,7 @@ impl Filter {
                 _ => out.main.emit(event),
             },
             Event::Command(Command::OpenReturnPath | Command::Ping(_)) => Ok(()),
+            Event::Command(Command::PostcopyAdvise(_)) if self.is_advised => Ok(()),
             Event::Command(Command::SwitchoverStart) => {
                 self.switched = true;
                 if self.wants_switchover() == Some(false) {

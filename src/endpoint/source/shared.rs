@@ -6,6 +6,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use super::content::Content;
 use super::multifd::ZeroPages;
 use super::replies;
+use super::service::Service;
 use crate::endpoint::pace::{Limits, Pace};
 use crate::error::{ChannelId, Error, ErrorKind, Result};
 use crate::guest::Memory;
@@ -31,6 +32,8 @@ pub(super) struct Shared<'a> {
     pub(super) bytes: AtomicU64,
     pub(super) pages: AtomicU64,
     pub(super) lines: Arc<Lines>,
+    /// Pages that are served in postcopy.
+    pub(super) service: Service,
     state: Mutex<State>,
     changed: Condvar,
     /// Buffers that pages were given away in, to be used again.
@@ -82,7 +85,8 @@ impl<'a> Shared<'a> {
             numbers: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             pages: AtomicU64::new(0),
-            lines: Arc::new(Lines { main, channels: Mutex::default() }),
+            lines: Arc::new(Lines { main: Mutex::new(main), channels: Mutex::default() }),
+            service: Service::default(),
             state: Mutex::default(),
             changed: Condvar::new(),
             spare: Mutex::default(),
@@ -173,7 +177,7 @@ impl<'a> Shared<'a> {
 
 /// All connections of a migration.
 pub(super) struct Lines {
-    main: Connection,
+    main: Mutex<Connection>,
     channels: Mutex<Vec<Connection>>,
 }
 
@@ -182,15 +186,21 @@ impl Lines {
         lock(&self.channels).push(connection);
     }
 
+    /// The migration goes on over another connection.
+    pub(super) fn replace(&self, main: Connection) {
+        *lock(&self.main) = main;
+        lock(&self.channels).clear();
+    }
+
     /// Ends everything at once: whoever waits in a write is let go.
     pub(super) fn cut(&self) {
-        let _ = self.main.shutdown();
+        let _ = lock(&self.main).shutdown();
         self.cut_channels();
     }
 
     /// The same, except that the destination may still say something on the return path.
     fn cut_writing(&self) {
-        let _ = self.main.shutdown_write();
+        let _ = lock(&self.main).shutdown_write();
         self.cut_channels();
     }
 

@@ -58,7 +58,7 @@ pub(super) struct Opening<'a> {
     pub(super) dedicated: bool,
     pub(super) recorder: Option<&'a Recorder>,
     pub(super) pace: &'a Pace,
-    pub(super) connect: &'a mut dyn FnMut(u8) -> Result<Connection>,
+    pub(super) connect: &'a mut dyn FnMut(ChannelId) -> Result<Connection>,
 }
 
 impl<'s> Team<'s> {
@@ -90,7 +90,8 @@ impl<'s> Team<'s> {
         };
         let mut queues = Vec::new();
         for number in 0..count {
-            let connection = connect(number).map_err(|e| e.on(ChannelId::Multifd(number)).at(0))?;
+            let connection =
+                connect(ChannelId::Multifd(number)).map_err(|e| e.on(ChannelId::Multifd(number)).at(0))?;
             shared.lines.add(connection.clone());
             let tap = recorder.map(|recorder| recorder.channel(interface_name(ChannelId::Multifd(number))));
             let (queue, jobs) = bounded(QUEUE);

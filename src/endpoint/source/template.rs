@@ -57,6 +57,11 @@ pub(super) struct Survey {
     pub(super) setup: u64,
     /// Offset of the first PART or END of RAM, of SWITCHOVER_START, or of EOF.
     pub(super) rounds: u64,
+    /// Offset of the first FULL behind that, and of EOF.
+    pub(super) devices: u64,
+    pub(super) end: u64,
+    /// Offset of the first record between these two that is no FULL.
+    pub(super) stray: Option<u64>,
     /// Section id of RAM, if there is any.
     pub(super) ram: Option<u32>,
     pub(super) footers: bool,
@@ -219,6 +224,7 @@ impl Survey {
         if in_configuration {
             self.setup = located.range.end;
         }
+        self.note_devices(&located.event, at);
         match &located.event {
             Event::Configuration(configuration) => {
                 self.machine = Some(configuration.machine.text().into_owned());
@@ -255,6 +261,29 @@ impl Survey {
             _ => {}
         }
         Ok(())
+    }
+}
+
+impl Survey {
+    /// Behind the rounds, device state comes in one piece, which is what a package of postcopy consists of.
+    fn note_devices(&mut self, event: &Event<'_>, at: u64) {
+        match event {
+            Event::Eof => {
+                self.end = at;
+                if self.devices == 0 {
+                    self.devices = at;
+                }
+            }
+            Event::Section(head) if head.kind == SectionKind::FULL => {
+                if self.rounds > 0 && self.devices == 0 {
+                    self.devices = at;
+                }
+            }
+            Event::Section(_) | Event::Command(_) if self.devices > 0 && self.stray.is_none() => {
+                self.stray = Some(at);
+            }
+            _ => {}
+        }
     }
 }
 

@@ -90,6 +90,8 @@ impl Grammar {
         grammar.postcopy = Postcopy::Recovering;
         grammar.subsections = None;
         grammar.section = None;
+        grammar.complaints.clear();
+        grammar.complaint_count = 0;
         grammar.package = None;
         grammar.ram.current = None;
         grammar.ram.host_page = HostPage::default();
