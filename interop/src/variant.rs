@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::Deserialize;
 
+use crate::cases::Kind;
 use crate::failure::{Class, Failure};
 
 /// Settings on top of a plain migration. `[variant.NAME]` in a case file.
@@ -34,7 +35,7 @@ pub(crate) struct Variant {
     /// What else to tell the stand-in source.
     #[serde(default)]
     pub(crate) send: Vec<String>,
-    /// What to tell the stand-in destination of a pair.
+    /// What else to tell the stand-in destination.
     #[serde(default)]
     pub(crate) recv: Vec<String>,
     /// The source is switched to postcopy when it has been held back for as long as it should.
@@ -150,6 +151,24 @@ impl Variant {
                 .unwrap_or("none")
                 .to_owned(),
         })
+    }
+
+    /// Options for whoever of us is to break the conversation.
+    pub(crate) fn cuts(&self) -> impl Iterator<Item = String> {
+        self.cut.iter().flat_map(|cut| [String::from("--cut"), cut.clone()])
+    }
+
+    /// Whether the destination asks for pages: its guest does when it runs, and the stand-in when it is told to.
+    pub(crate) fn asks(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::StockToStandin => self.recv.iter().any(|word| word == "--request"),
+            _ => self.running,
+        }
+    }
+
+    /// Whether urgent pages have a channel of their own.
+    pub(crate) fn preempt(&self) -> bool {
+        self.postcopy && self.source_has("postcopy-preempt") && self.destination_has("postcopy-preempt")
     }
 
     /// Whether this capability is on at the source, or at both ends.

@@ -86,8 +86,8 @@ impl Bench<'_> {
             return failed(format!("paused {pauses} times, but {} were wanted", variant.cut.len()));
         }
         let asked = Until { field: "ram.postcopy-requests".into(), at_least: 1 };
-        if variant.running && !asked.is_met(reply) {
-            return failed("was asked for no page, although the guest was running at the destination".into());
+        if variant.asks(self.cell.case.kind) && !asked.is_met(reply) {
+            return failed("was asked for no page, although the destination was to ask".into());
         }
         Ok(())
     }
@@ -122,6 +122,24 @@ impl Bench<'_> {
             }
         }
     }
+}
+
+/// Whether the report of a stand-in shows what the case is about: breaks, a channel for urgent pages, and pages that were asked for, in the
+/// number called `asked`.
+pub(super) fn check(bench: &Bench<'_>, report: &Value, asked: &str) -> Result<(), String> {
+    let case = &bench.cell.case;
+    let cuts = case.variant.cut.len();
+    if report["pauses"].as_u64() != Some(cuts as u64) {
+        return Err(format!("{} pauses, but {cuts} breaks", report["pauses"]));
+    }
+    if report["preempt"].is_null() == case.variant.preempt() {
+        return Err(format!("preempt channel {}", report["preempt"]));
+    }
+    let requests = report["requests"][asked].as_u64().unwrap_or(0);
+    if case.variant.asks(case.kind) != (requests > 0) {
+        return Err(format!("{requests} requests {asked}"));
+    }
+    Ok(())
 }
 
 /// Where a broken conversation is taken up again.

@@ -59,10 +59,10 @@ fn arguments(bench: &Bench<'_>, listen: &str, target: &str) -> Vec<String> {
 
 /// Where to break what, and where its destination listens then.
 fn cuts(bench: &Bench<'_>, target: &str, again: &str) -> Vec<String> {
-    let cuts = bench.cell.case.variant.cut.iter().flat_map(|cut| ["--cut", cut]);
     let elsewhere = ["--recover-target", again];
     let is_moved = again != target && !bench.cell.case.variant.cut.is_empty();
-    cuts.chain(elsewhere.into_iter().filter(|_| is_moved)).map(String::from).collect()
+    let elsewhere = elsewhere.into_iter().filter(|_| is_moved).map(String::from);
+    bench.cell.case.variant.cuts().chain(elsewhere).collect()
 }
 
 fn check(bench: &Bench<'_>, report: &Value) -> Run<()> {
