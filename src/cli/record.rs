@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use clap::Args;
 use migwire::capture::{Recorder, RecorderOptions};
-use migwire::endpoint::{Limits, Passage, Proxy};
+use migwire::endpoint::{Cut, Limits, Passage, Proxy};
 use migwire::transport::{Address, Listener};
 use migwire::{Error, ErrorKind};
 use serde_json::json;
@@ -39,6 +39,19 @@ pub(crate) struct Record {
     #[arg(long, value_name = "SECONDS", value_parser = output::parse_seconds)]
     deadline: Option<Duration>,
 
+    /// Break all connections on purpose: behind so many bytes of the main channel, run+BYTES (behind POSTCOPY_RUN) or resume+BYTES
+    /// (behind POSTCOPY_RESUME); several are made one after the other
+    #[arg(long, value_name = "WHERE")]
+    cut: Vec<Cut>,
+
+    /// How long to wait for the source of a postcopy migration whose connections broke [default: 0, and 30 with --cut]
+    #[arg(long, value_name = "SECONDS", value_parser = output::parse_patience)]
+    recover: Option<Duration>,
+
+    /// Where the destination listens then (migrate-recover) [default: TARGET]
+    #[arg(long, value_name = "ADDRESS")]
+    recover_target: Option<Address>,
+
     /// Answer in JSON
     #[arg(long)]
     json: bool,
@@ -59,7 +72,13 @@ impl Record {
             eprintln!("listening on {}", listener.local_address());
         }
         let limits = Limits { silence: self.timeout, total: self.deadline };
-        let proxy = Proxy::new(self.target.clone()).with_limits(limits).with_recorder(recorder.clone());
+        let usual = if self.cut.is_empty() { Duration::ZERO } else { Duration::from_secs(30) };
+        let proxy = Proxy::new(self.target.clone())
+            .with_limits(limits)
+            .with_recorder(recorder.clone())
+            .with_cuts(self.cut.iter().copied())
+            .with_recovery(self.recover.unwrap_or(usual), self.recover_target.clone())
+            .with_notices(|notice| eprintln!("{notice}"));
         let is_watched = io::stderr().is_terminal();
         let passage = proxy.run(&listener, |bytes| {
             if is_watched {
@@ -85,6 +104,7 @@ impl Record {
             return output::print_json(&json!({
                 "verdict": verdict,
                 "connections": connections,
+                "pauses": passage.pauses,
                 "bytes": passage.bytes(),
                 "seconds": passage.elapsed.as_secs_f64(),
                 "recording": self.output.display().to_string(),

@@ -9,6 +9,7 @@
 //! a direction is passed on as such. What a connection is (main, multifd, preempt) is told by its first bytes, as a
 //! destination does (`migration/migration.c`, `migration_ioc_process_incoming`).
 
+mod breaks;
 mod pump;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -16,10 +17,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+use super::fault::{Cut, Cuts};
+use super::notice::{self, Notice};
 use super::pace::Limits;
 use crate::capture::{Direction, Recorder, interface_name};
 use crate::error::{ChannelId, Error, ErrorKind, Result};
 use crate::transport::{self, Address, Connection, Listener};
+use breaks::Breaks;
 use pump::{Ends, Pump};
 
 const DOING: &str = "forwarding";
@@ -43,6 +47,10 @@ pub struct Proxy {
     target: Address,
     limits: Limits,
     recorder: Option<Recorder>,
+    cuts: Vec<Cut>,
+    recover: Duration,
+    recover_target: Option<Address>,
+    notices: Option<notice::Listener>,
 }
 
 /// What has passed through a proxy.
@@ -50,6 +58,8 @@ pub struct Proxy {
 pub struct Passage {
     /// Connections in the order in which they were accepted.
     pub connections: Vec<Passed>,
+    /// How often all connections broke and the source came back, or should have.
+    pub pauses: u32,
     /// Time from the first connection to the end of the last one.
     pub elapsed: Duration,
     /// The first failure; `None` if every connection ended in order.
@@ -78,7 +88,15 @@ impl Proxy {
     /// A proxy that opens `target` for every connection it accepts.
     pub fn new(target: Address) -> Self {
         let limits = Limits { silence: Duration::from_secs(300), total: None };
-        Self { target, limits, recorder: None }
+        Self {
+            target,
+            limits,
+            recorder: None,
+            cuts: Vec::new(),
+            recover: Duration::ZERO,
+            recover_target: None,
+            notices: None,
+        }
     }
 
     /// The same, recording all connections. The caller finishes the recording.
@@ -96,14 +114,39 @@ impl Proxy {
         self
     }
 
+    /// The same, breaking all connections there, one after the other.
+    #[must_use]
+    pub fn with_cuts(mut self, cuts: impl IntoIterator<Item = Cut>) -> Self {
+        self.cuts = cuts.into_iter().collect();
+        self
+    }
+
+    /// The same, waiting so long for the source of a postcopy migration to come back when its connections broke; it is led to `target`
+    /// then, if there is another one.
+    #[must_use]
+    pub fn with_recovery(mut self, patience: Duration, target: Option<Address>) -> Self {
+        self.recover = patience;
+        self.recover_target = target;
+        self
+    }
+
+    /// The same, telling `listener` what happens on the way.
+    #[must_use]
+    pub fn with_notices(mut self, listener: impl Fn(&Notice) + Send + Sync + 'static) -> Self {
+        self.notices = Some(Arc::new(listener));
+        self
+    }
+
     /// Forwards until every connection is over; at least one has to come. `watch` is told how many bytes have passed, some
     /// times a second.
     pub fn run(self, listener: &Listener, mut watch: impl FnMut(u64)) -> Passage {
-        let shared = Arc::new(Shared::default());
+        let cuts = Cuts::new(self.cuts.iter().copied());
+        let shared = Arc::new(Shared::new(Breaks::new(cuts, self.recover, self.notices.clone())));
         let mut lines: Vec<Line> = Vec::new();
         let begin = Instant::now();
         let mut first = None;
         let mut idle = false;
+        let mut alone: Option<Instant> = None;
         while shared.failure().is_none() {
             if let Err(error) = self.look_at_the_clock(&shared, begin, !lines.is_empty()) {
                 shared.fail(error);
@@ -129,13 +172,26 @@ impl Proxy {
             // Idle for a whole tick: whoever wanted to connect has done so.
             let is_idle = !lines.is_empty() && shared.pumps.load(Ordering::Acquire) == 0;
             if is_idle && (idle || !listener.is_socket()) {
-                break;
+                // A migration that broke off may go on.
+                let since = *alone.get_or_insert_with(Instant::now);
+                if !shared.breaks.may_return() || !listener.is_socket() || since.elapsed() >= self.recover {
+                    break;
+                }
+                shared.breaks.pause(None);
+                shared.note_activity();
+            } else if !is_idle {
+                alone = None;
             }
             idle = is_idle;
         }
         let connections = close(&lines, &shared, self.limits.silence);
         let elapsed = first.map_or(Duration::ZERO, |first| first.elapsed());
-        Passage { connections, elapsed, error: shared.failure() }
+        let pauses = shared.breaks.pauses();
+        if shared.breaks.is_paused() && shared.breaks.may_return() {
+            let message = "postcopy is paused, and its source did not come back in time";
+            shared.fail(Error::nowhere(ErrorKind::Timeout, DOING, message));
+        }
+        Passage { connections, pauses, elapsed, error: shared.failure() }
     }
 
     fn look_at_the_clock(&self, shared: &Shared, begin: Instant, begun: bool) -> Result<()> {
@@ -155,7 +211,7 @@ impl Proxy {
             let message = format!("more than {MAX_CONNECTIONS} connections at a time");
             return Err(Error::nowhere(ErrorKind::TooLarge, DOING, message));
         }
-        let target = transport::connect(&self.target, CONNECT.min(self.limits.silence))?;
+        let target = self.reach(shared)?;
         let provisional = ChannelId::Connection(number as u32);
         let tap = self.recorder.as_ref().map(|recorder| recorder.channel(interface_name(provisional)));
         let ends = Arc::new(Ends {
@@ -163,8 +219,10 @@ impl Proxy {
             target,
             tap,
             channel: Mutex::new(provisional),
+            is_cut: AtomicBool::new(false),
             passed: [AtomicU64::new(0), AtomicU64::new(0)],
         });
+        shared.ends.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&ends));
         let mut threads = Vec::new();
         for (direction, can_pass, name) in [
             (Direction::ToDestination, ends.source.can_read() && ends.target.can_write(), "to-target"),
@@ -184,6 +242,24 @@ impl Proxy {
             })?);
         }
         Ok(Line { ends, threads: Mutex::new(threads) })
+    }
+}
+
+impl Proxy {
+    /// Connects to the target. After a pause it listens again when somebody has told it to.
+    fn reach(&self, shared: &Shared) -> Result<Connection> {
+        let patience = CONNECT.min(self.limits.silence);
+        if shared.breaks.pauses() == 0 {
+            return transport::connect(&self.target, patience);
+        }
+        let target = self.recover_target.as_ref().unwrap_or(&self.target);
+        let begin = Instant::now();
+        loop {
+            match transport::connect(target, patience) {
+                Err(_) if begin.elapsed() < self.recover => thread::sleep(TICK),
+                reached => return reached,
+            }
+        }
     }
 }
 
@@ -214,7 +290,6 @@ fn close(lines: &[Line], shared: &Shared, patience: Duration) -> Vec<Passed> {
 }
 
 /// What all pumps share.
-#[derive(Debug)]
 struct Shared {
     begin: Instant,
     /// Milliseconds from the beginning to the last byte.
@@ -224,10 +299,13 @@ struct Shared {
     pumps: AtomicUsize,
     has_main: AtomicBool,
     failure: Mutex<Option<Error>>,
+    breaks: Breaks,
+    /// Connections since the last pause.
+    ends: Mutex<Vec<Arc<Ends>>>,
 }
 
-impl Default for Shared {
-    fn default() -> Self {
+impl Shared {
+    fn new(breaks: Breaks) -> Self {
         Self {
             begin: Instant::now(),
             last: AtomicU64::new(0),
@@ -235,11 +313,20 @@ impl Default for Shared {
             pumps: AtomicUsize::new(0),
             has_main: AtomicBool::new(false),
             failure: Mutex::new(None),
+            breaks,
+            ends: Mutex::default(),
         }
     }
-}
 
-impl Shared {
+    /// Breaks all connections off, as a network does.
+    fn cut(&self, reason: Option<Error>) {
+        let ends = std::mem::take(&mut *self.ends.lock().unwrap_or_else(PoisonError::into_inner));
+        ends.iter().for_each(|ends| ends.is_cut.store(true, Ordering::Release));
+        // Who comes back now finds a proxy that knows of the pause.
+        self.breaks.pause(reason);
+        ends.iter().for_each(|ends| ends.reset());
+    }
+
     fn note_activity(&self) {
         self.last.store(self.begin.elapsed().as_millis() as u64, Ordering::Relaxed);
     }

@@ -1,7 +1,7 @@
 //! One connection through the proxy: both ends, a thread a direction, and what its first bytes tell.
 
 use std::io::{self, Read as _, Write as _};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{Passed, Shared};
@@ -19,6 +19,8 @@ pub(super) struct Ends {
     pub(super) target: Connection,
     pub(super) tap: Option<ChannelTap>,
     pub(super) channel: Mutex<ChannelId>,
+    /// What happens to it from now on is of our own making.
+    pub(super) is_cut: AtomicBool,
     /// Bytes by direction: to the target, to the source.
     pub(super) passed: [AtomicU64; 2],
 }
@@ -28,6 +30,15 @@ impl Ends {
         // Who is gone already cannot be told.
         let _ = self.source.shutdown();
         let _ = self.target.shutdown();
+    }
+
+    pub(super) fn reset(&self) {
+        let _ = self.source.reset();
+        let _ = self.target.reset();
+    }
+
+    fn channel(&self) -> ChannelId {
+        *self.channel.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn passed(&self) -> Passed {
@@ -47,8 +58,11 @@ pub(super) struct Pump {
 
 impl Pump {
     pub(super) fn run(self) {
-        if let Err(error) = self.forward() {
-            self.shared.fail(error);
+        match self.forward() {
+            Err(_) if self.ends.is_cut.load(Ordering::Acquire) => {}
+            Err(error) if self.shared.breaks.may_return() => self.shared.cut(Some(error)),
+            Err(error) => self.shared.fail(error),
+            Ok(()) => {}
         }
         self.shared.pumps.fetch_sub(1, Ordering::AcqRel);
     }
@@ -85,7 +99,14 @@ impl Pump {
             if is_named {
                 *first = None;
             }
-            self.pass(bytes, from, to, is_named)?;
+            let is_main = self.direction == Direction::ToDestination
+                && matches!(self.ends.channel(), ChannelId::Main | ChannelId::Resumed(_));
+            let admitted = if is_main { self.shared.breaks.admit(bytes) } else { bytes.len() };
+            self.pass(&bytes[..admitted], from, to, is_named)?;
+            if is_main && self.shared.breaks.is_due() {
+                self.shared.cut(None);
+                return Ok(());
+            }
         }
     }
 
@@ -123,6 +144,12 @@ impl Pump {
         first.bytes.extend_from_slice(&bytes[..bytes.len().min(FirstBytes::ENOUGH - held)]);
         let has_main = self.shared.has_main.load(Ordering::Acquire);
         let Some(channel) = first.channel(self.number, has_main) else { return false };
+        let breaks = &self.shared.breaks;
+        let channel = match channel {
+            ChannelId::Connection(_) if has_main && breaks.is_paused() => breaks.resume(),
+            ChannelId::Preempt if breaks.pauses() > 0 => ChannelId::ResumedPreempt(breaks.pauses()),
+            channel => channel,
+        };
         if channel == ChannelId::Main {
             self.shared.has_main.store(true, Ordering::Release);
         }
@@ -152,6 +179,7 @@ impl Pump {
         let channel = *self.ends.channel.lock().unwrap_or_else(PoisonError::into_inner);
         let channel = match (channel, self.direction) {
             (ChannelId::Main, Direction::ToSource) => ChannelId::ReturnPath,
+            (ChannelId::Resumed(n), Direction::ToSource) => ChannelId::ResumedReturnPath(n),
             (channel, _) => channel,
         };
         end.error(doing, e).on(channel).at(self.ends.passed[self.direction as usize].load(Ordering::Acquire))
