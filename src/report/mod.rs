@@ -16,9 +16,11 @@ mod evidence;
 #[cfg(all(feature = "container", feature = "json"))]
 pub mod inspect;
 #[cfg(all(feature = "container", feature = "json"))]
+mod legs;
+#[cfg(all(feature = "container", feature = "json"))]
 pub mod migration;
 pub mod packets;
-#[cfg(all(feature = "container", feature = "json"))]
+
 mod proof;
 #[cfg(all(feature = "container", feature = "json"))]
 mod reading;
@@ -31,6 +33,8 @@ mod words;
 #[cfg(all(feature = "container", feature = "json"))]
 pub use evidence::{Evidence, Fact};
 #[cfg(all(feature = "container", feature = "json"))]
+pub use legs::{Account, Legs};
+
 pub use proof::{prove, prove_all};
 #[cfg(all(feature = "container", feature = "json"))]
 pub use reading::{Chapter, Reading};
