@@ -128,7 +128,7 @@ impl Desk {
             let rest = input.run(&mut parser, |located, parser| {
                 match &located.event {
                     Event::Page(page) => {
-                        self.take(parser.grammar().current_block(), page.word.offset(4096))?
+                        self.take(parser.grammar().current_block(), page.word.offset(4096))?;
                     }
                     Event::Command(Command::Ping(value)) => say(&main, Message::Pong(*value))?,
                     Event::Eof => {
