@@ -44,6 +44,10 @@ pub(crate) struct Send {
     #[arg(long, value_name = "SIZE", value_parser = parse_size, conflicts_with = "template")]
     memory: Option<u64>,
 
+    /// The machine's RAM has pages of this size, which must not be split in postcopy (2M, 1G); the destination's must have the same
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, conflicts_with = "template")]
+    huge_page: Option<u64>,
+
     /// RAM block of the machine [default: ram], or block of the template to fill [default: the largest]
     #[arg(long, value_name = "NAME")]
     block: Option<String>,
@@ -312,6 +316,7 @@ impl Send {
         let mut blank = Blank::new(machine, block, memory);
         blank.state = if self.paused { RunState::Paused } else { RunState::Running };
         blank.dialect = self.dialect;
+        blank.huge_page = self.huge_page;
         Ok(Template::blank(&blank)?)
     }
 
