@@ -22,7 +22,7 @@ use crate::peers::{self, Peer};
 use crate::process::{Deadline, Ledger};
 use crate::qemu::{Machine, Place, Ram, Vm, VmSpec};
 use crate::ram;
-use crate::run::steps::{follow, open};
+use crate::run::{follow, open};
 use crate::tool::{Tool, ToolProcess};
 
 /// Longest time for one migration.

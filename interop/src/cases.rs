@@ -19,8 +19,8 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 
-use crate::failure::{Class, Failure};
 use crate::peers::STANDIN;
+use crate::variant::Variant;
 
 /// Time for one cell unless its entry says otherwise.
 const TIMEOUT: u64 = 60;
@@ -84,105 +84,6 @@ pub(crate) enum Guest {
     Idle,
     /// Runs and writes to its memory for ever.
     Dirty,
-}
-
-/// Settings on top of a plain migration. `[variant.NAME]` in a case file.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Variant {
-    #[serde(skip)]
-    pub(crate) name: String,
-    pub(crate) about: String,
-    #[serde(default)]
-    pub(crate) both: Settings,
-    #[serde(default)]
-    pub(crate) source: Settings,
-    #[serde(default)]
-    pub(crate) destination: Settings,
-    /// The source is kept from finishing until `query-migrate` shows this; without it the case would prove nothing.
-    #[serde(default)]
-    pub(crate) until: Option<Until>,
-    /// The stream leaves the main memory out, because both ends have it.
-    #[serde(default)]
-    pub(crate) shared_ram: bool,
-    /// Changes nothing in a stream, so the stand-in source follows a template that was recorded without it.
-    #[serde(default)]
-    pub(crate) plain_template: bool,
-    /// The stand-in source makes everything up instead of following a template.
-    #[serde(default)]
-    pub(crate) from_nothing: bool,
-    /// What else to tell the stand-in source.
-    #[serde(default)]
-    pub(crate) send: Vec<String>,
-    /// What to tell the stand-in destination of a pair.
-    #[serde(default)]
-    pub(crate) recv: Vec<String>,
-    /// The source is switched to postcopy when it has been held back for as long as it should.
-    #[serde(default)]
-    pub(crate) postcopy: bool,
-    /// How it must end if it must not end well. The first entry that fits the peers counts; without one it must end well.
-    #[serde(default)]
-    pub(crate) expect: Vec<Expect>,
-}
-
-/// A bad end that is the right one: what mismatched builds and settings do to each other.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Expect {
-    #[serde(default)]
-    source: Option<String>,
-    #[serde(default)]
-    destination: Option<String>,
-    /// One of these.
-    pub(crate) outcome: Vec<Outcome>,
-    /// Part of what is said about it.
-    #[serde(default)]
-    pub(crate) text: String,
-    /// Why, for a reader of the table.
-    pub(crate) reason: String,
-}
-
-/// What becomes of a migration that cannot go well, as its owner sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Outcome {
-    /// Both ends say that it failed; the source can go on.
-    CleanFailure,
-    /// The destination answers no more, or never gets anywhere.
-    Hang,
-    /// The destination dies of a signal.
-    Crash,
-    /// Both ends say that it went well, and memory differs.
-    SilentCorruption,
-    /// The source says that it went well, and the destination does not.
-    FalseCompletion,
-    /// It goes well, and need not have done.
-    Luck,
-}
-
-/// Multifd, as both ends are told.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Multifd {
-    pub(crate) channels: u64,
-    pub(crate) compression: String,
-}
-
-/// What one end needs.
-#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct Settings {
-    pub(crate) capabilities: Vec<String>,
-    pub(crate) parameters: serde_json::Map<String, serde_json::Value>,
-    /// Further words for QEMU's command line.
-    pub(crate) arguments: Vec<String>,
-}
-
-/// A number in the reply of `query-migrate`, by a dotted path.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct Until {
-    pub(crate) field: String,
-    pub(crate) at_least: u64,
 }
 
 /// One thing to try, between whichever peers.
@@ -257,68 +158,6 @@ struct Entry {
 enum Many<T> {
     One(T),
     List(Vec<T>),
-}
-
-impl Variant {
-    /// Multifd, if both ends have it on.
-    pub(crate) fn multifd(&self) -> Option<Multifd> {
-        let on = self.both.capabilities.iter().any(|name| name == "multifd");
-        let parameter = |name| self.both.parameters.get(name);
-        on.then(|| Multifd {
-            channels: parameter("multifd-channels").and_then(serde_json::Value::as_u64).unwrap_or(2),
-            compression: parameter("multifd-compression")
-                .and_then(|v| v.as_str())
-                .unwrap_or("none")
-                .to_owned(),
-        })
-    }
-
-    /// How it must end between these peers, if badly.
-    pub(crate) fn expectation(&self, source: &str, destination: &str) -> Option<&Expect> {
-        let fits = |pattern: &Option<String>, name: &str| {
-            pattern.as_ref().is_none_or(|pattern| pattern.split(' ').any(|word| word == name))
-        };
-        self.expect.iter().find(|e| fits(&e.source, source) && fits(&e.destination, destination))
-    }
-}
-
-impl Expect {
-    /// Whether a failure is the one that was expected.
-    pub(crate) fn is_met(&self, failure: &Failure) -> Option<Outcome> {
-        let fits = |outcome: &&Outcome| outcome.classes().contains(&failure.class);
-        self.outcome.iter().find(fits).copied().filter(|_| failure.text.contains(&self.text))
-    }
-
-    /// The outcomes, in words.
-    pub(crate) fn words(&self) -> String {
-        self.outcome.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ")
-    }
-}
-
-impl Outcome {
-    fn classes(self) -> &'static [Class] {
-        match self {
-            Self::CleanFailure => &[Class::Failed, Class::Refused],
-            Self::Hang => &[Class::Hung, Class::Stuck],
-            Self::Crash => &[Class::Crashed],
-            Self::SilentCorruption => &[Class::Mismatch],
-            Self::FalseCompletion => &[Class::FalseComplete],
-            Self::Luck => &[],
-        }
-    }
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::CleanFailure => "clean failure",
-            Self::Hang => "destination hangs",
-            Self::Crash => "crash",
-            Self::SilentCorruption => "silent corruption",
-            Self::FalseCompletion => "false completion",
-            Self::Luck => "completes by luck",
-        })
-    }
 }
 
 impl<T> Many<T> {
@@ -465,6 +304,16 @@ impl Case {
             !self.variant.from_nothing
                 || (self.kind == Kind::StandinToStock && self.machine == MachineAxis::None),
             "only machine none can be made from nothing, and only by a stand-in source"
+        );
+        let Variant { postcopy, running, cut, .. } = &*self.variant;
+        ensure!(
+            *postcopy || (!running && cut.is_empty()),
+            "only in postcopy a guest can go on, and only postcopy can be taken up again"
+        );
+        ensure!(!running || self.guest == Guest::Dirty, "an idle guest does not go on");
+        ensure!(
+            !self.variant.source_has("release-ram") || self.guest == Guest::Idle,
+            "what a source has released cannot be compared, so its guest must not have changed it"
         );
         Ok(())
     }

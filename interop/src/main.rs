@@ -17,6 +17,7 @@ mod cli;
 mod disk;
 mod expected;
 mod failure;
+mod guest;
 mod merge;
 mod peers;
 mod probe;
@@ -30,6 +31,7 @@ mod run;
 mod select;
 mod support;
 mod tool;
+mod variant;
 
 use std::process::ExitCode;
 

@@ -236,6 +236,11 @@ impl Vm {
         }
     }
 
+    /// Runs a human-monitor command that talks when it works; nobody but a reader of the log wants its words.
+    pub(crate) fn chat(&mut self, line: &str) -> Run<()> {
+        self.command("human-monitor-command", json!({"command-line": line})).map(drop)
+    }
+
     pub(crate) fn set_capabilities(&mut self, names: &[String]) -> Run<()> {
         if names.is_empty() {
             return Ok(());
@@ -253,6 +258,11 @@ impl Vm {
 
     pub(crate) fn migrate(&mut self, uri: &str) -> Run<()> {
         self.command("migrate", json!({"uri": uri})).map(drop)
+    }
+
+    /// Takes up a migration that is paused in postcopy.
+    pub(crate) fn resume_migration(&mut self, uri: &str) -> Run<()> {
+        self.command("migrate", json!({"uri": uri, "resume": true})).map(drop)
     }
 
     /// Lets a deferred destination listen, and tells the address that a source can connect to.
@@ -276,6 +286,11 @@ impl Vm {
     pub(crate) fn states(&self) -> impl Iterator<Item = &str> {
         let events = self.qmp.events().filter(|event| event["event"] == "MIGRATION");
         events.filter_map(|event| event["data"]["status"].as_str())
+    }
+
+    /// How often it was in this state, as far as it told.
+    pub(crate) fn times(&self, state: &str) -> usize {
+        self.states().filter(|told| *told == state).count()
     }
 
     pub(crate) fn query_migrate(&mut self) -> Run<Value> {

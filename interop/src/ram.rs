@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, BufWriter, Read, Write as _};
+use std::io::{self, BufWriter, Read, Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 
 /// Page size of the x86 targets; only for counting differences.
@@ -45,7 +45,15 @@ impl fmt::Display for Difference {
 /// The kinds follow each other in an order that the seed decides, so neighbouring pages differ in kind and no page but
 /// the zero and the constant ones equals another: a page put into the wrong place is noticed.
 pub(crate) fn fill_mixed(path: &Path, bytes: u64, seed: u64) -> io::Result<()> {
-    let mut out = BufWriter::with_capacity(1 << 20, File::create(path)?);
+    File::create(path)?;
+    put_mixed(path, 0, bytes, seed)
+}
+
+/// Writes the same into a part of a file that is there.
+pub(crate) fn put_mixed(path: &Path, at: u64, bytes: u64, seed: u64) -> io::Result<()> {
+    let mut file = File::options().write(true).open(path)?;
+    file.seek(SeekFrom::Start(at))?;
+    let mut out = BufWriter::with_capacity(1 << 20, file);
     let mut state = seed ^ 0x9e37_79b9_7f4a_7c15;
     let mut page = [0u8; PAGE];
     for number in 0..bytes.div_ceil(PAGE as u64) {

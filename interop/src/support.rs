@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use crate::cases::{Cell, Guest, Kind, MachineAxis, Settings, Transport};
+use crate::cases::{Cell, Guest, Kind, MachineAxis, Transport};
 use crate::peers::STANDIN;
 use crate::probe::{Build, MachineType, PAIRS, Probe};
 use crate::qemu::Machine;
 use crate::tool::Tool;
+use crate::variant::Settings;
 
 /// Version of the machine types that the axis values `pc` and `q35` mean.
 const BASE: (u64, u64) = (5, 2);

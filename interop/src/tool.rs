@@ -73,6 +73,21 @@ impl ToolProcess {
         }
     }
 
+    /// Waits until it has written so many lines that begin like this.
+    pub(crate) fn await_lines(&mut self, start: &str, count: usize, deadline: Deadline) -> Run<()> {
+        loop {
+            let text = std::fs::read_to_string(self.process.stderr()).unwrap_or_default();
+            if text.lines().filter(|line| line.starts_with(start)).count() >= count {
+                return Ok(());
+            }
+            let waiting = format!("its {start:?} line {count}");
+            if self.process.fate() != Fate::Running {
+                return Err(self.process.obituary(&format!("waiting for {waiting}")).of(self.process.name()));
+            }
+            deadline.pause(&waiting).map_err(|failure| failure.of(self.process.name()))?;
+        }
+    }
+
     /// Waits for its end, and takes its report if it ended well.
     pub(crate) fn finish(&mut self, deadline: Deadline) -> Run<Value> {
         match self.process.wait(deadline) {

@@ -7,6 +7,8 @@
 //! Whatever a cell started dies with it, also when the judge itself panics inside it: the panic becomes the cell's
 //! verdict, and the processes are killed by their destructors on the way up.
 
+mod bitmaps;
+mod conversation;
 mod direct;
 mod pair;
 mod proxy;
@@ -14,7 +16,7 @@ mod snapshot;
 mod standin_dest;
 mod standin_source;
 mod standins;
-pub(crate) mod steps;
+mod steps;
 mod template;
 
 use std::collections::VecDeque;
@@ -23,7 +25,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
-use crate::cases::{Cell, Kind, Outcome};
+use crate::cases::{Cell, Kind};
 use crate::expected::{self, Entry};
 use crate::failure::{Class, Failure, Run};
 use crate::process::{Deadline, Ledger, interrupted};
@@ -31,7 +33,9 @@ use crate::qemu::Place;
 use crate::report;
 use crate::results::{CellResult, Verdict};
 use crate::support::{Decision, Inventory, Setup};
+use crate::variant::Outcome;
 
+pub(crate) use conversation::{follow, open};
 pub(crate) use template::Templates;
 
 /// Memory images are big; after so many failures their images are no news.

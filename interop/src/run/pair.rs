@@ -1,6 +1,7 @@
 //! What the control and the proxy have in common: two stock ends, equal memory, a guest that goes on.
 
 use super::Bench;
+use super::conversation::Way;
 use crate::cases::Transport;
 use crate::failure::{Run, both};
 use crate::qemu::Vm;
@@ -13,17 +14,26 @@ pub(super) fn listen_address(bench: &Bench<'_>) -> String {
     }
 }
 
-/// Both ends are up and talk at once; `between` turns the destination's address into the one for the source.
+/// Both ends are up and talk at once; `between` turns the destination's address, and the one where it listens after a break, into the
+/// one for the source.
 pub(super) fn live(
     bench: &Bench<'_>,
-    between: impl FnOnce(&str) -> Run<String>,
+    between: impl FnOnce(&str, &str) -> Run<String>,
     after: impl FnOnce() -> Run<()>,
 ) -> Run<()> {
     let mut source = bench.source()?;
     let mut destination = bench.destination(&bench.path("source.ram"))?;
     let target = destination.migrate_incoming(&listen_address(bench))?;
-    let address = between(&target)?;
-    let sent = bench.migrate(&mut source, &address);
+    let again = match bench.cell.case.transport {
+        Transport::Unix => bench.unix_address(),
+        _ => target.clone(),
+    };
+    let address = between(&target, &again)?;
+    // Whoever stands between keeps its address.
+    let to_source = if address == target { again.clone() } else { address.clone() };
+    let way = Way { to_source, at_destination: again };
+    let sent = bench
+        .converse(&mut source, &address, |source, number| bench.mend(source, &mut destination, number, &way));
     let loaded = bench.arrival(&mut destination, sent.is_ok());
     match both(sent, loaded) {
         // An end may keep a channel open for as long as it lives, and whoever stands between is not done before that.
@@ -51,9 +61,10 @@ pub(super) fn stored(bench: &Bench<'_>, out: &str, after: impl FnOnce() -> Run<(
 }
 
 /// Memory is equal while both are stopped; then the guest goes on, and both end in peace.
-fn settle(bench: &Bench<'_>, source: Vm, mut destination: Vm) -> Run<()> {
-    bench.compare(&bench.path("source.ram"), &bench.path("destination.ram"))?;
+fn settle(bench: &Bench<'_>, mut source: Vm, mut destination: Vm) -> Run<()> {
+    bench.compare_bitmaps(&mut source, &mut destination)?;
+    bench.check_release()?;
     source.quit()?;
-    bench.resume(&mut destination, "destination")?;
+    bench.inspect(&mut destination, &bench.sent_memory())?;
     destination.quit()
 }

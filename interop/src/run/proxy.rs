@@ -24,8 +24,9 @@ fn live(bench: &Bench<'_>) -> Run<()> {
     let recorder = RefCell::new(None);
     pair::live(
         bench,
-        |target| {
-            let arguments = arguments(bench, &pair::listen_address(bench), target);
+        |target, again| {
+            let mut arguments = arguments(bench, &pair::listen_address(bench), target);
+            arguments.extend(cuts(bench, target, again));
             let mut process = ToolProcess::spawn(bench.tool(), "record", &arguments, &bench.place)?;
             let address = process.address(&bench.place)?;
             *recorder.borrow_mut() = Some(process);
@@ -56,6 +57,14 @@ fn arguments(bench: &Bench<'_>, listen: &str, target: &str) -> Vec<String> {
     arguments
 }
 
+/// Where to break what, and where its destination listens then.
+fn cuts(bench: &Bench<'_>, target: &str, again: &str) -> Vec<String> {
+    let elsewhere = ["--recover-target", again];
+    let is_moved = again != target && !bench.cell.case.variant.cut.is_empty();
+    let elsewhere = elsewhere.into_iter().filter(|_| is_moved).map(String::from);
+    bench.cell.case.variant.cuts().chain(elsewhere).collect()
+}
+
 fn check(bench: &Bench<'_>, report: &Value) -> Run<()> {
     let failed = |text: String| Err(Failure::new(Class::Failed, format!("record: {text}")));
     if report["verdict"] != "completed" {
@@ -65,6 +74,10 @@ fn check(bench: &Bench<'_>, report: &Value) -> Run<()> {
     let total = |key: &str| connections.iter().filter_map(|connection| connection[key].as_u64()).sum::<u64>();
     if total("to_target") == 0 {
         return failed("nothing went to the target".into());
+    }
+    let cuts = bench.cell.case.variant.cut.len();
+    if cuts > 0 && report["pauses"].as_u64() != Some(cuts as u64) {
+        return failed(format!("{} pauses, but {cuts} cuts", report["pauses"]));
     }
     if bench.cell.case.return_path != (total("to_source") > 0) {
         return failed(format!("{} bytes came back to the source", total("to_source")));

@@ -1,13 +1,14 @@
 //! Snapshots: into a qcow2 image with the guest stopped, and into a file while it runs.
 
 use super::{Bench, TOOL_END};
-use crate::cases::{Settings, Transport};
+use crate::cases::Transport;
 use crate::disk;
 use crate::failure::{Failure, Run};
 use crate::process::quote;
 use crate::qemu::{Disk, Ram, Vm};
 use crate::ram;
-use crate::run::steps::{follow, open};
+use crate::run::{follow, open};
+use crate::variant::Settings;
 
 /// Name of the snapshot in the image.
 const NAME: &str = "interop";

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{Bench, TOOL_END, pair};
+use super::{Bench, TOOL_END, conversation, pair};
 use crate::cases::Transport;
 use crate::failure::{Class, Failure, Run, both};
 use crate::ram::image_name;
@@ -34,7 +34,11 @@ pub(super) fn run(bench: &Bench<'_>) -> Run<()> {
             let listen = arguments(bench, &pair::listen_address(bench));
             let mut tool = ToolProcess::spawn(bench.tool(), "recv", &listen, &bench.place)?;
             let address = tool.address(&bench.place)?;
-            let sent = bench.migrate(&mut source, &address);
+            let sent = bench.converse(&mut source, &address, |source, number| {
+                bench.await_pause(source, number)?;
+                tool.await_lines("paused", number, bench.place.deadline.within(TOOL_END))?;
+                source.resume_migration(&address)
+            });
             // A source that failed has closed its connection, so its peer ends by itself and says what it saw.
             let received = tool.finish(bench.place.deadline.within(TOOL_END));
             both(sent, received)?.1
@@ -62,6 +66,8 @@ fn arguments(bench: &Bench<'_>, address: &str) -> Vec<String> {
     if let Some(multifd) = bench.cell.case.variant.multifd() {
         arguments.extend([String::from("--channels"), multifd.channels.to_string()]);
     }
+    arguments.extend(bench.cell.case.variant.recv.iter().cloned());
+    arguments.extend(bench.cell.case.variant.cuts());
     arguments.extend(bench.bounds());
     arguments
 }
@@ -113,6 +119,12 @@ fn check(bench: &Bench<'_>, report: &Value) -> Run<()> {
                 report["compression"], multifd.compression
             ));
         }
+    }
+    if case.variant.postcopy {
+        if report["missing_pages"] != 0 {
+            return failed(format!("{} pages are missing", report["missing_pages"]));
+        }
+        conversation::check(bench, report, "answered").or_else(failed)?;
     }
     if case.variant.name == "xbzrle" && report["xbzrle_pages"].as_u64().unwrap_or(0) == 0 {
         return failed("saw no XBZRLE page, although the source sent some".into());

@@ -3,16 +3,18 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use super::Bench;
-use crate::cases::{Guest, Settings};
+use super::{Bench, bitmaps};
+use crate::cases::Guest;
 use crate::failure::{Class, Failure, Run};
+use crate::guest;
 use crate::peers::Peer;
-use crate::process::{Deadline, Fate};
+use crate::process::Fate;
 use crate::qemu::{Disk, Ram, Vm, VmSpec};
 use crate::ram;
 use crate::tool::{Tool, ToolProcess};
+use crate::variant::Settings;
 
 /// Once the source is done, the destination has only its last bytes to load.
 const ARRIVAL: Duration = Duration::from_secs(15);
@@ -23,14 +25,14 @@ const AUTOPSY: Duration = Duration::from_secs(3);
 /// From power-on, or from `cont`, to the next sign of life of the guest.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(25);
 
-/// How long a held-back source may take to show what the case is about.
-const HOLD: Duration = Duration::from_secs(25);
-
 /// Patience for one QMP answer of a peer that is expected to hang.
 const SHORT_ANSWER: Duration = Duration::from_secs(4);
 
 /// A file system in memory.
 const TMPFS: &str = "/dev/shm";
+
+/// Offset and length of memory that neither the guest nor its firmware uses.
+const UNTOUCHED: (u64, u64) = (10 << 20, 2 << 20);
 
 /// What memory holds at a destination before anything arrives: a byte that nobody sent stays visible.
 const UNWRITTEN: u8 = 0xa5;
@@ -87,6 +89,9 @@ impl Bench<'_> {
             // It is expected to hang, perhaps; nobody has to wait for long to see that.
             spec.answer = SHORT_ANSWER;
         }
+        if case.variant.bitmaps {
+            spec.arguments.extend(bitmaps::arguments());
+        }
         let globals =
             if role == "source" { &self.setup.source_globals } else { &self.setup.destination_globals };
         for property in globals {
@@ -125,14 +130,54 @@ impl Bench<'_> {
         if self.dirtying() {
             self.sign_of_life(&mut vm, "source", 0)?;
         }
+        if case.variant.bitmaps {
+            self.make_bitmaps(&mut vm)?;
+        }
+        if self.releases() {
+            let (memory, copy) = (self.path("source.ram"), self.sent_memory());
+            std::fs::copy(&memory, &copy).map_err(|e| Failure::environment(copy.display(), e))?;
+        }
         Ok(vm)
+    }
+
+    /// Whether the source gives its memory away while it sends it.
+    fn releases(&self) -> bool {
+        self.cell.case.variant.source_has("release-ram")
+    }
+
+    /// The image of what a stock source had to send.
+    pub(super) fn sent_memory(&self) -> PathBuf {
+        self.path(if self.releases() { "before.ram" } else { "source.ram" })
+    }
+
+    /// A source that releases its memory has less of it in the end.
+    pub(super) fn check_release(&self) -> Run<()> {
+        use std::os::unix::fs::MetadataExt as _;
+        if !self.releases() {
+            return Ok(());
+        }
+        let memory = self.path("source.ram");
+        let metadata = std::fs::metadata(&memory).map_err(|e| Failure::environment(memory.display(), e))?;
+        // Blocks are of 512 bytes, whatever the file system's are.
+        let (held, all) = (metadata.blocks() * 512, metadata.len());
+        if held > all - all / 8 {
+            let text = format!(
+                "the source still has {held} of {all} bytes, although it was to release what it sent"
+            );
+            return Err(Failure::new(Class::Failed, text));
+        }
+        Ok(())
     }
 
     /// Memory of a machine that has not sent anything yet.
     pub(super) fn fill(&self, memory: &Path) -> Run<()> {
         let bytes = self.setup.machine.ram_bytes;
         let filled = if self.dirtying() {
-            ram::fill_byte(memory, bytes, 0)
+            let filled = ram::fill_byte(memory, bytes, 0);
+            // Something that the guest never touches: sent once, before the switch or after it.
+            let (at, length) = UNTOUCHED;
+            let put = |()| ram::put_mixed(memory, at, length, self.seed());
+            if self.cell.case.variant.postcopy { filled.and_then(put) } else { filled }
         } else {
             ram::fill_mixed(memory, bytes, self.seed())
         };
@@ -145,7 +190,7 @@ impl Bench<'_> {
     pub(super) fn destination(&self, like: &Path) -> Run<Vm> {
         let case = &self.cell.case;
         let memory = self.path("destination.ram");
-        if case.variant.postcopy {
+        if case.variant.destination_has("postcopy-ram") {
             self.move_to_memory(&memory)?;
         }
         let filled = if case.variant.shared_ram {
@@ -158,6 +203,7 @@ impl Bench<'_> {
         let side = &case.variant.destination;
         let mut spec = self.spec("destination", Ram::File(memory), side);
         spec.incoming = true;
+        spec.running = case.variant.running;
         let mut vm = Vm::start("destination", self.peer(&self.cell.destination)?, &spec, &self.place)?;
         self.configure(&mut vm, side, &[])?;
         Ok(vm)
@@ -171,27 +217,6 @@ impl Bench<'_> {
         std::os::unix::fs::symlink(&file, path).map_err(failed)?;
         self.scratch.borrow_mut().push(file);
         Ok(())
-    }
-
-    /// Starts the migration and follows it to its end at the source.
-    pub(super) fn migrate(&self, vm: &mut Vm, uri: &str) -> Run<Value> {
-        let hold = Hold::of(self);
-        let postcopy = self.cell.case.variant.postcopy;
-        let mut pace = match hold {
-            Some(_) if postcopy => slower_than_the_guest(),
-            Some(_) => brake(),
-            None => open(),
-        };
-        if let Some(pace) = pace.as_object_mut() {
-            // A case may need another pace to show what it is about.
-            pace.extend(self.cell.case.variant.source.parameters.clone());
-        }
-        vm.set_parameters(pace)?;
-        vm.migrate(uri)?;
-        if postcopy {
-            return follow_into_postcopy(vm, hold, self.place.deadline);
-        }
-        follow(vm, hold, self.place.deadline)
     }
 
     /// Waits until the destination has loaded everything and says so. Its word counts, not the source's.
@@ -219,6 +244,51 @@ impl Bench<'_> {
             Ok(Some(difference)) => Err(Failure::new(Class::Mismatch, difference.to_string())),
             Err(e) => Err(Failure::environment("compare memory", e)),
         }
+    }
+
+    /// Looks at a destination that has everything: what it says, its memory, and whether its guest goes on.
+    pub(super) fn inspect(&self, vm: &mut Vm, sent: &Path) -> Run<()> {
+        let variant = &self.cell.case.variant;
+        let received = self.path("destination.ram");
+        if let Some(shows) = &variant.shows {
+            let reply = vm.query_migrate()?;
+            if !shows.is_met(&reply) {
+                let text = format!(
+                    "{} is {}, and must be {} or more",
+                    shows.field,
+                    shows.value(&reply),
+                    shows.at_least
+                );
+                return Err(Failure::new(Class::Failed, text).of(vm.label()));
+            }
+        }
+        if vm.times("postcopy-paused") != variant.cut.len()
+            || vm.times("postcopy-recover") != variant.cut.len()
+        {
+            let way = vm.states().collect::<Vec<_>>().join(", ");
+            let text = format!("{} breaks, but it went through {way}", variant.cut.len());
+            return Err(Failure::new(Class::Failed, text).of(vm.label()));
+        }
+        if !variant.running {
+            self.compare(sent, &received).map_err(|failure| self.keep(&received, failure))?;
+            return self.resume(vm, "destination");
+        }
+        let before = console_length(&self.path("destination.console"));
+        self.sign_of_life(vm, "destination", before)?;
+        vm.stop()?;
+        match guest::compare(sent, &received) {
+            Ok(Ok(_passes)) => Ok(()),
+            Ok(Err(text)) => Err(self.keep(&received, Failure::new(Class::Mismatch, text))),
+            Err(e) => Err(Failure::environment("compare memory", e)),
+        }
+    }
+
+    /// Puts a copy of an image in the place of a link to it: what a mismatch is about should be there when it is looked at.
+    fn keep(&self, image: &Path, failure: Failure) -> Failure {
+        let copy = self.path("copy");
+        // What cannot be kept is missed by its reader; the verdict stands.
+        let _ = std::fs::copy(image, &copy).and_then(|_| std::fs::rename(&copy, image));
+        failure
     }
 
     /// Lets a loaded guest run, and sees it at work.
@@ -264,92 +334,8 @@ impl Bench<'_> {
     }
 }
 
-/// Keeps a source from finishing until `query-migrate` shows something.
-pub(crate) struct Hold {
-    field: String,
-    at_least: u64,
-}
-
-impl Hold {
-    /// A dirtying guest is held for a few passes, so that pages are really sent again.
-    fn of(bench: &Bench<'_>) -> Option<Self> {
-        match &bench.cell.case.variant.until {
-            Some(until) => Some(Self { field: until.field.clone(), at_least: until.at_least }),
-            None if bench.dirtying() => Some(Self { field: "ram.dirty-sync-count".into(), at_least: 3 }),
-            None => None,
-        }
-    }
-
-    fn value(&self, reply: &Value) -> u64 {
-        let found = self.field.split('.').fold(reply, |value, key| &value[key]);
-        found.as_u64().unwrap_or(0)
-    }
-}
-
-/// Little faster than the guest, which touches 16 MiB a second, so that it takes many passes to catch up with it.
-fn brake() -> Value {
-    json!({"max-bandwidth": 24u64 << 20, "downtime-limit": 1})
-}
-
-/// Slower than the guest, so that it never catches up with it. Postcopy is for such a guest, and has a pace of its own.
-fn slower_than_the_guest() -> Value {
-    json!({"max-bandwidth": 8u64 << 20, "downtime-limit": 1})
-}
-
-/// So fast and patient that it ends with the next pass.
-pub(crate) fn open() -> Value {
-    json!({"max-bandwidth": 16u64 << 30, "downtime-limit": 10_000})
-}
-
-/// Follows a migration at its source.
-pub(crate) fn follow(vm: &mut Vm, mut hold: Option<Hold>, deadline: Deadline) -> Run<Value> {
-    let held = deadline.within(HOLD);
-    loop {
-        let reply = vm.query_migrate()?;
-        let status = reply["status"].as_str().unwrap_or("none");
-        if hold.as_ref().is_some_and(|hold| hold.value(&reply) >= hold.at_least) {
-            hold = None;
-            vm.set_parameters(open())?;
-        }
-        match (status, &hold) {
-            ("completed", None) => return Ok(reply),
-            ("completed", Some(Hold { field, at_least })) => {
-                let text = format!("completed before {field} reached {at_least}, so nothing was shown");
-                return Err(Failure::new(Class::Failed, text).of(vm.label()));
-            }
-            ("failed" | "cancelled", _) => return Err(migration_failure(vm, &reply)),
-            (_, Some(Hold { field, at_least })) => vm.pause(held, &format!("{field} to reach {at_least}"))?,
-            (_, None) => vm.pause(deadline, &format!("the migration to complete (status {status})"))?,
-        }
-    }
-}
-
-/// Holds a migration back as long as it should be, switches it to postcopy, and sees that it was there: it would prove nothing if it
-/// ended as precopy.
-fn follow_into_postcopy(vm: &mut Vm, hold: Option<Hold>, deadline: Deadline) -> Run<Value> {
-    let held = deadline.within(HOLD);
-    if let Some(Hold { field, at_least }) = &hold {
-        let waiting = format!("{field} to reach {at_least}");
-        loop {
-            let reply = vm.query_migrate()?;
-            let is_over = matches!(reply["status"].as_str(), Some("completed" | "failed" | "cancelled"));
-            if is_over || hold.as_ref().is_some_and(|hold| hold.value(&reply) >= hold.at_least) {
-                break;
-            }
-            vm.pause(held, &waiting)?;
-        }
-    }
-    vm.command("migrate-start-postcopy", json!({}))?;
-    let reply = follow(vm, None, deadline)?;
-    if vm.states().all(|state| state != "postcopy-active") {
-        let text = "completed without having been in postcopy, so nothing was shown";
-        return Err(Failure::new(Class::Failed, text).of(vm.label()));
-    }
-    Ok(reply)
-}
-
 /// What a peer says about its failed migration: its error, or else its last words.
-fn migration_failure(vm: &mut Vm, reply: &Value) -> Failure {
+pub(super) fn migration_failure(vm: &mut Vm, reply: &Value) -> Failure {
     let status = reply["status"].as_str().unwrap_or("failed");
     let mut text = format!("migration {status}");
     if let Some(words) = reply["error-desc"].as_str() {
@@ -388,6 +374,7 @@ fn console_length(path: &Path) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     fn channel(verdict: &str, sections: u64) -> Value {
         json!({"channel": "main", "verdict": verdict, "sections": sections, "error": null})
@@ -411,12 +398,5 @@ mod tests {
         for report in bad {
             assert!(check_verified(&report).is_err(), "{report}");
         }
-    }
-
-    #[test]
-    fn a_hold_reads_nested_numbers() {
-        let hold = Hold { field: "ram.dirty-sync-count".into(), at_least: 3 };
-        assert_eq!(hold.value(&json!({"ram": {"dirty-sync-count": 4}})), 4);
-        assert_eq!(hold.value(&json!({"status": "active"})), 0);
     }
 }
