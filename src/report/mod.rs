@@ -20,7 +20,7 @@ mod legs;
 #[cfg(all(feature = "container", feature = "json"))]
 pub mod migration;
 pub mod packets;
-
+#[cfg(all(feature = "container", feature = "json"))]
 mod proof;
 #[cfg(all(feature = "container", feature = "json"))]
 mod reading;
@@ -34,7 +34,7 @@ mod words;
 pub use evidence::{Evidence, Fact};
 #[cfg(all(feature = "container", feature = "json"))]
 pub use legs::{Account, Legs};
-
+#[cfg(all(feature = "container", feature = "json"))]
 pub use proof::{prove, prove_all};
 #[cfg(all(feature = "container", feature = "json"))]
 pub use reading::{Chapter, Reading};
