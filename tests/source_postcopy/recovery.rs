@@ -142,11 +142,13 @@ impl<F: Fn(&Block, &PageSet) -> Vec<u8> + Send + 'static> Script for Wrong<F> {
     }
 }
 
+/// Makes a bitmap of what has arrived.
+type Answer = fn(&Block, &PageSet) -> Vec<u8>;
+
 #[test]
 fn wrong_bitmaps_pause_it_again() {
     let patience = Limits { silence: Duration::from_millis(300), total: None };
-    type Bitmap = fn(&Block, &PageSet) -> Vec<u8>;
-    let wrong: [(Bitmap, &str); 5] = [
+    let wrong: [(Answer, &str); 5] = [
         (|block, set| bitmap(&Block { used_length: 4096, ..block.clone() }, set), "its block takes"),
         (|block, set| bitmap(&Block { name: b"tape"[..].into(), ..block.clone() }, set), "was not asked for"),
         (
