@@ -15,7 +15,7 @@ use migwire::endpoint::{
 use migwire::guest::{Memory, Pattern, file_name};
 use migwire::transport::{self, Address};
 use migwire::wire::Method;
-use migwire::{Error, ErrorKind};
+use migwire::{ChannelId, Error, ErrorKind};
 use serde_json::{Value, json};
 
 use super::Verdict;
@@ -212,14 +212,19 @@ impl Send {
             None => None,
         };
         let patience = self.deadline.map_or(self.timeout, |deadline| deadline.min(self.timeout));
-        let connect = || transport::connect(&self.address, patience);
-        let connection = connect()?;
+        let connection = transport::connect(&self.address, patience)?;
+        let connect = |channel| {
+            // One try to recover may not take longer than all of them.
+            let is_recovery = matches!(channel, ChannelId::Resumed(_) | ChannelId::ResumedPreempt(_));
+            let patience = if is_recovery { patience.min(self.postcopy.recover) } else { patience };
+            transport::connect(&self.address, patience)
+        };
         let source = match &recorder {
             Some(recorder) => source.with_recorder(recorder.clone()),
             None => source,
         };
         let mut line = ProgressLine::new();
-        let departure = source.send_over(connection, |_| connect(), |progress| line.show(progress));
+        let departure = source.send_over(connection, connect, |progress| line.show(progress));
         line.end();
         self.report(&departure)?;
         if let Some(recorder) = recorder {

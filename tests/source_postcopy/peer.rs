@@ -149,7 +149,7 @@ impl Seen {
     }
 }
 
-/// Runs `source` against a destination with that script; all its blocks hold `pattern`. `None` in its place: the source was refused.
+/// Runs `source` against a destination with that script; all its blocks hold `pattern`. Also what was told of pauses.
 pub(crate) fn play(source: Source, pattern: Pattern, script: impl Script) -> (Departure, Seen, Vec<String>) {
     let turns = Arc::new(Mutex::new(Vec::new()));
     let told = Arc::clone(&turns);
@@ -163,9 +163,8 @@ pub(crate) fn play(source: Source, pattern: Pattern, script: impl Script) -> (De
     let (sender, connections) = channel();
     let seen = Arc::new(Mutex::new(Seen::default()));
     let peer = Peer { seen: Arc::clone(&seen), pattern, script: Box::new(script), preempt: Vec::new() };
-    let admitted = Arc::new(Mutex::new(Vec::<u32>::new()));
     let thread = thread::spawn(move || peer.run(theirs, &connections));
-    let connect = |channel| offer(channel, &sender, &admitted);
+    let connect = |channel| offer(channel, &sender);
     let departure = source.send_over(ours, connect, |_| {});
     drop(sender);
     thread.join().unwrap();
@@ -175,14 +174,7 @@ pub(crate) fn play(source: Source, pattern: Pattern, script: impl Script) -> (De
 }
 
 /// A new connection, if the peer still takes any.
-fn offer(
-    channel: ChannelId,
-    sender: &Sender<(ChannelId, Connection)>,
-    tried: &Mutex<Vec<u32>>,
-) -> migwire::Result<Connection> {
-    if let ChannelId::Resumed(n) = channel {
-        tried.lock().unwrap().push(n);
-    }
+fn offer(channel: ChannelId, sender: &Sender<(ChannelId, Connection)>) -> migwire::Result<Connection> {
     let (ours, theirs) = memory::pair();
     match sender.send((channel, theirs)) {
         Ok(()) => Ok(ours),
@@ -251,7 +243,6 @@ impl Peer {
                 }
             }
         })?;
-        // What was to come on the preempt channel has come before END, or the source ends it now.
         Ok(())
     }
 
