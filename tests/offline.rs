@@ -218,7 +218,7 @@ fn a_recording_has_both_directions_and_what_cannot_be_read_is_said() {
     let record = |more: bool| {
         let recorder = Recorder::create(&path, RecorderOptions::default()).unwrap();
         let main = recorder.channel("main");
-        let other = more.then(|| recorder.channel("preempt"));
+        let other = more.then(|| recorder.channel("connection-1"));
         for piece in fs::read(fixture("qemu-10.0/none-16m.bin")).unwrap().chunks(1000) {
             main.record(Direction::ToDestination, piece).unwrap();
             if let Some(other) = &other {
@@ -242,7 +242,7 @@ return path: 20 bytes, 3 messages: byte-identical
     insta::assert_snapshot!(out(&output), @r#"
 main channel: 37987 bytes, 5 sections, 4096 pages: byte-identical
 return path: 20 bytes, 3 messages: byte-identical
-preempt channel: unsupported: preempt channel
+connection 1: unsupported: connection of unknown kind
 "#);
     assert_eq!(code(&output), 1);
 

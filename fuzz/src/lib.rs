@@ -9,11 +9,14 @@
 //! To replay what a fuzzer has found: `cargo run -p migwire-fuzz --features targets --bin BODY -- FILE..`
 
 pub mod codec;
+pub mod conversation;
 pub mod cut_anywhere;
 pub mod device_state;
 pub mod interleave;
 pub mod lenient;
 pub mod multifd;
+pub mod preempt;
+pub mod recovery;
 pub mod reemit;
 pub mod return_path;
 pub mod whole_parse;

@@ -5,6 +5,7 @@
 //! multifd-send  the same, with as many channels as there are writers and readers
 //! recv     writer of a ready-made stream --loopback--> Destination    against the same
 //! record   writer --> Proxy --> reader                      against  a proxy that only copies
+//! postcopy   pages that are asked for: Source --loopback--> requester
 //! verify, inspect                                           the verbs over a file in the page cache
 //! devices  4 made-up devices over 4 channels --> Destination    against  4 writers --> 4 readers that discard
 //! packets                                                   what a multifd packet costs, and the verbs over multifd channels
@@ -19,6 +20,7 @@ mod devices;
 mod memory;
 mod multifd;
 mod packets;
+mod postcopy;
 mod stream;
 mod wire;
 
@@ -67,6 +69,7 @@ enum What {
     Devices,
     Recv,
     Record,
+    Postcopy,
     Verify,
     Inspect,
     Packets,
@@ -79,6 +82,8 @@ enum What {
 enum Found {
     /// Throughput, bytes a second, and that of the yardstick if there is one.
     Rate { ours: f64, plain: Option<f64> },
+    /// Pages a second, and how many microseconds half of them, and 99 of a hundred, took at most.
+    Pages { pages: f64, p50: f64, p99: f64 },
     /// Peak of resident memory, bytes.
     Peak(u64),
     /// Time that a packet takes, and the share of a core that packets of raw pages at 30 Gbit/s would take.
@@ -145,6 +150,21 @@ const MEASUREMENTS: &[Measurement] = &[
     Measurement { kind: What::Recv, name: "recv", measure: wire::recv },
     Measurement { kind: What::Record, name: "record", measure: wire::record },
     Measurement { kind: What::Record, name: "record, without recording", measure: wire::forward },
+    Measurement {
+        kind: What::Postcopy,
+        name: "postcopy, equal pages",
+        measure: |c| postcopy::serve(Pattern::Byte(0x5a), false, c),
+    },
+    Measurement {
+        kind: What::Postcopy,
+        name: "postcopy, counted pages",
+        measure: |c| postcopy::serve(Pattern::Count, false, c),
+    },
+    Measurement {
+        kind: What::Postcopy,
+        name: "postcopy, preempt channel",
+        measure: |c| postcopy::serve(Pattern::Count, true, c),
+    },
     Measurement { kind: What::Verify, name: "verify", measure: |c| stream::verb("verify", c) },
     Measurement { kind: What::Inspect, name: "inspect", measure: |c| stream::verb("inspect", c) },
     Measurement {
@@ -293,6 +313,9 @@ fn line(name: &str, found: &Found) -> String {
         Found::Packet { nanoseconds, share } => {
             format!("{name:<28} {nanoseconds:6.0} ns a packet, {:.3} % of a core at 30 Gbit/s", 100.0 * share)
         }
+        Found::Pages { pages, p50, p99 } => {
+            format!("{name:<28} {pages:6.0} pages/s, p50 {p50:.0} us, p99 {p99:.0} us")
+        }
         Found::Peak(bytes) => format!("{name:<28} {}", output::bytes(*bytes)),
         Found::Skipped(why) => format!("{name:<28} skipped: {why}"),
     }
@@ -309,6 +332,11 @@ fn object(name: &str, conditions: &Conditions, found: &Found) -> Value {
         Found::Packet { nanoseconds, share } => {
             value["nanoseconds"] = json!(nanoseconds);
             value["core_share_at_30_gbit"] = json!(share);
+        }
+        Found::Pages { pages, p50, p99 } => {
+            value["pages_per_second"] = json!(pages);
+            value["p50_us"] = json!(p50);
+            value["p99_us"] = json!(p99);
         }
         Found::Peak(bytes) => value["peak_bytes"] = json!(bytes),
         Found::Skipped(why) => value["skipped"] = json!(why),

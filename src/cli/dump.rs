@@ -40,6 +40,7 @@ impl Dump {
                     if contents.parts.len() > 1 {
                         reading.page_size = given.or_else(|| reading.page_size_of(&mut contents.parts));
                     }
+                    reading.legs = reading.legs_of(&mut contents.parts);
                     for mut part in contents.parts {
                         page.channel(&opened.name, several, &mut part, &reading)?;
                     }

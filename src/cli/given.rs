@@ -7,7 +7,7 @@ use clap::Args;
 use migwire::capture::FileKind;
 use migwire::container::{self, Contents};
 use migwire::dialect::Dialect;
-use migwire::report::Reading;
+use migwire::report::{Legs, Reading};
 use migwire::stream::Mode;
 use migwire::vmstate::Description;
 use migwire::{ChannelId, Error, ErrorKind};
@@ -50,7 +50,7 @@ impl Given {
     pub(crate) fn reading(&self) -> anyhow::Result<Reading> {
         let mode = if self.lenient { Mode::Lenient } else { Mode::Strict };
         let schema = self.schema.as_deref().map(learn).transpose()?;
-        Ok(Reading { mode, dialect: self.dialect, schema, page_size: None })
+        Ok(Reading { mode, dialect: self.dialect, schema, page_size: None, legs: Legs::default() })
     }
 
     /// Opens all files; channels in files of their own become one migration. A file that is not there ends everything; one that

@@ -56,6 +56,7 @@ impl Inspect {
             if contents.parts.len() > 1 && reading.page_size.is_none() {
                 reading.page_size = reading.page_size_of(&mut contents.parts);
             }
+            reading.legs = reading.legs_of(&mut contents.parts);
             let mut memory = match &self.ram_out {
                 Some(directory) => Some(Memory::new().with_images(directory)?.with_digest()),
                 None => None,

@@ -15,7 +15,7 @@ use migwire::endpoint::{
 use migwire::guest::{Memory, Pattern, file_name};
 use migwire::transport::{self, Address};
 use migwire::wire::Method;
-use migwire::{Error, ErrorKind};
+use migwire::{ChannelId, Error, ErrorKind};
 use serde_json::{Value, json};
 
 use super::Verdict;
@@ -43,6 +43,10 @@ pub(crate) struct Send {
     /// RAM of the machine [default: 16M, or as large as its image]
     #[arg(long, value_name = "SIZE", value_parser = parse_size, conflicts_with = "template")]
     memory: Option<u64>,
+
+    /// The machine's RAM has pages of this size, which must not be split in postcopy (2M, 1G); the destination's must have the same
+    #[arg(long, value_name = "SIZE", value_parser = parse_size, conflicts_with = "template")]
+    huge_page: Option<u64>,
 
     /// RAM block of the machine [default: ram], or block of the template to fill [default: the largest]
     #[arg(long, value_name = "NAME")]
@@ -208,14 +212,19 @@ impl Send {
             None => None,
         };
         let patience = self.deadline.map_or(self.timeout, |deadline| deadline.min(self.timeout));
-        let connect = || transport::connect(&self.address, patience);
-        let connection = connect()?;
+        let connection = transport::connect(&self.address, patience)?;
+        let connect = |channel| {
+            // One try to recover may not take longer than all of them.
+            let is_recovery = matches!(channel, ChannelId::Resumed(_) | ChannelId::ResumedPreempt(_));
+            let patience = if is_recovery { patience.min(self.postcopy.recover) } else { patience };
+            transport::connect(&self.address, patience)
+        };
         let source = match &recorder {
             Some(recorder) => source.with_recorder(recorder.clone()),
             None => source,
         };
         let mut line = ProgressLine::new();
-        let departure = source.send_over(connection, |_| connect(), |progress| line.show(progress));
+        let departure = source.send_over(connection, connect, |progress| line.show(progress));
         line.end();
         self.report(&departure)?;
         if let Some(recorder) = recorder {
@@ -312,6 +321,7 @@ impl Send {
         let mut blank = Blank::new(machine, block, memory);
         blank.state = if self.paused { RunState::Paused } else { RunState::Running };
         blank.dialect = self.dialect;
+        blank.huge_page = self.huge_page;
         Ok(Template::blank(&blank)?)
     }
 

@@ -5,6 +5,7 @@ use std::io::{self, Write as _};
 
 use clap::Args;
 use migwire::multifd::codec;
+use migwire::report::Account;
 use migwire::report::packets::PacketCounts;
 use migwire::report::verify::Verification;
 use migwire::report::{Whole, prove_all};
@@ -31,6 +32,9 @@ struct Report {
     /// Of all channels of a migration, if it has multifd channels.
     #[serde(skip_serializing_if = "Option::is_none")]
     together: Option<Value>,
+    /// The pages of a postcopy migration.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    postcopy: Option<Account>,
     /// The same of further migrations, if there are more.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     together_more: Vec<Value>,
@@ -57,9 +61,14 @@ struct Channel {
 
 impl Verify {
     pub(crate) fn run(&self) -> anyhow::Result<Verdict> {
-        let reading = self.given.reading()?;
-        let mut report =
-            Report { verdict: "identical", channels: Vec::new(), together: None, together_more: Vec::new() };
+        let mut reading = self.given.reading()?;
+        let mut report = Report {
+            verdict: "identical",
+            channels: Vec::new(),
+            together: None,
+            together_more: Vec::new(),
+            postcopy: None,
+        };
         let all = self.given.open()?;
         let are_many = all.len() > 1;
         for opened in all {
@@ -76,6 +85,7 @@ impl Verify {
                 Err(error) => tell(error.channel(), None, failed(error))?,
                 Ok(mut contents) => {
                     note(&contents.notes);
+                    reading.legs = reading.legs_of(&mut contents.parts);
                     let mut told = Ok(());
                     let whole = prove_all(&mut contents.parts, &reading, |part, found| {
                         if told.is_ok() {
@@ -85,6 +95,14 @@ impl Verify {
                     told?;
                     if let Some(fault) = contents.fault {
                         tell(ChannelId::Container, None, failed(fault))?;
+                    }
+                    if let Some(account) = reading.legs.account() {
+                        let is_lost = account.complete && account.missing > 0;
+                        report.verdict = worse(report.verdict, if is_lost { "failed" } else { "identical" });
+                        report.postcopy = Some(account);
+                        if !self.given.json {
+                            writeln!(io::stdout(), "{}", postcopy_text(&account))?;
+                        }
                     }
                     if let Some(whole) = whole {
                         let verdict = if whole.is_consistent() { "identical" } else { "failed" };
@@ -130,6 +148,17 @@ impl Verify {
         note(&whole.notes);
         Ok(())
     }
+}
+
+/// The pages of a postcopy migration, in one line.
+fn postcopy_text(account: &Account) -> String {
+    let Account { discarded, missing, complete } = *account;
+    let found = match (missing, complete) {
+        (0, _) => "every page has come".to_owned(),
+        (missing, true) => format!("failed: {missing} pages never came"),
+        (missing, false) => format!("{missing} pages have not come, and the stream has not ended"),
+    };
+    format!("postcopy: {discarded} pages were discarded: {found}")
 }
 
 /// All channels together, in one line.
@@ -224,7 +253,7 @@ impl Channel {
         };
         let counts = match &self.packets {
             Some(packets) => packet_words(packets),
-            None if self.channel == ChannelId::ReturnPath.to_string() => format!("{} messages", self.events),
+            None if self.channel.starts_with("return path") => format!("{} messages", self.events),
             None => format!("{} sections, {} pages", self.sections, self.pages),
         };
         format!("{line}: {} bytes, {counts}: {outcome}", self.bytes)
@@ -245,7 +274,7 @@ fn packet_words(packets: &PacketCounts) -> String {
 /// Whether a channel was not even begun, because nothing here reads its kind.
 fn is_unsupported(error: &Error) -> bool {
     error.kind() == ErrorKind::Unsupported
-        && matches!(error.channel(), ChannelId::Preempt | ChannelId::Connection(_))
+        && matches!(error.channel(), ChannelId::Resumed(_) | ChannelId::Connection(_))
 }
 
 /// The overall verdict: a channel that could not be read is no success either.

@@ -182,6 +182,11 @@ impl Together {
         self.main.as_ref().map(|main| main.parser.grammar())
     }
 
+    /// The parser of the main channel.
+    pub fn parser(&self) -> Option<&Parser> {
+        self.main.as_ref().map(|main| &main.parser)
+    }
+
     /// What the main channel's marker is, once that is known.
     pub fn mode(&self) -> Option<SyncMode> {
         self.mode

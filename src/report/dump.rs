@@ -12,7 +12,7 @@ use std::ops::ControlFlow;
 
 use super::reading::{Reading, unsupported};
 use super::words;
-use crate::channel::Located;
+use crate::channel::{Feed, Located};
 use crate::container::{Access, Part, unwrap_error};
 use crate::error::{ChannelId, Error, ErrorKind, Result};
 use crate::multifd::Packet;
@@ -83,13 +83,20 @@ pub fn dump(
     let size = part.size();
     let result = match part.channel {
         ChannelId::Main => main_channel(part, reading, &mut rows, &mut outcome),
-        ChannelId::ReturnPath => return_path(part, reading, &mut rows),
+        ChannelId::ReturnPath | ChannelId::ResumedReturnPath(_) => return_path(part, reading, &mut rows),
+        ChannelId::Preempt | ChannelId::ResumedPreempt(_) => preempt(part, reading, &mut rows),
+        ChannelId::Resumed(pause) => resumed(pause, part, reading, &mut rows, &mut outcome),
         ChannelId::Multifd(_) => multifd(part, reading, &mut rows, &mut outcome),
         other => Err(unsupported(other)),
     };
     let end = rows.finish()?;
     outcome.bytes = end;
     outcome.error = match result {
+        // A connection that broke in postcopy may end inside of a record.
+        Err(error) if error.kind() == ErrorKind::Truncated && reading.legs.goes_on(part.channel) => {
+            outcome.complaints.push(unwrap_error(error));
+            None
+        }
         Err(error) => Some(unwrap_error(error)),
         Ok(()) => size.filter(|size| *size != end).map(|size| {
             let message = format!("the rows end here, the channel has {size} bytes");
@@ -112,11 +119,34 @@ fn main_channel(
     result
 }
 
+fn resumed(
+    pause: u32,
+    part: &mut Part,
+    reading: &Reading,
+    rows: &mut Rows<'_>,
+    outcome: &mut Outcome,
+) -> Result<()> {
+    let mut parser = reading.legs.resumed(pause, Access::Outline)?;
+    let mut feed = Feed::new(part.input(Access::Outline)?);
+    let result = feed.run(&mut parser, |located, parser| rows.main_event(located, parser.grammar()));
+    outcome.complaints = parser.grammar().complaints().to_vec();
+    result.map_err(|error| error.on(part.channel))
+}
+
+fn preempt(part: &mut Part, reading: &Reading, rows: &mut Rows<'_>) -> Result<()> {
+    let channel = part.channel;
+    let mut parser = reading.preempt(channel, Access::Outline);
+    Feed::new(part.input(Access::Outline)?).run(&mut parser, |located, parser| {
+        let what = words::urgent(&located.event, parser.page_size());
+        rows.push(Row::new(located.range.start, located.range.end, located.raw, what), channel)
+    })
+}
+
 fn return_path(part: &mut Part, reading: &Reading, rows: &mut Rows<'_>) -> Result<()> {
     let (mut feed, mut parser) = reading.return_path(part)?;
     feed.run(&mut parser, |located, _| {
         let what = words::reply(&located.event);
-        rows.push(Row::new(located.range.start, located.range.end, located.raw, what), ChannelId::ReturnPath)
+        rows.push(Row::new(located.range.start, located.range.end, located.raw, what), part.channel)
     })
 }
 

@@ -11,11 +11,11 @@ use super::evidence::Evidence;
 use super::migration::{PacketSummary, Packets};
 use super::reading::{Chapter, Reading, unsupported};
 use super::words;
-use crate::channel::Located;
+use crate::channel::{Feed, Located};
 use crate::container::{Access, Part, unwrap_error};
-use crate::error::{ChannelId, Error, Result};
+use crate::error::{ChannelId, Error, ErrorKind, Result};
 use crate::limits::{MAX_RAM_BLOCKS, MAX_SECTIONS, PIECE};
-use crate::postcopy::Reply;
+use crate::postcopy::{Reply, Urgent};
 use crate::stream::{Event, Grammar, Parser};
 use crate::vmstate::{Description, Style};
 use crate::wire::{ConfigurationSubsection, Message, PageBody, RamBlock, SectionHead, SectionKind};
@@ -185,12 +185,49 @@ pub fn inspect(part: &mut Part, reading: &Reading) -> Summary {
         Summary { channel: part.channel.to_string(), label: part.label.clone(), ..Summary::default() };
     let result = match part.channel {
         ChannelId::Main => main_channel(part, reading, &mut summary),
-        ChannelId::ReturnPath => return_path(part, reading, &mut summary),
+        ChannelId::ReturnPath | ChannelId::ResumedReturnPath(_) => return_path(part, reading, &mut summary),
+        ChannelId::Preempt | ChannelId::ResumedPreempt(_) => preempt(part, reading, &mut summary),
+        ChannelId::Resumed(pause) => resumed(pause, part, reading, &mut summary),
         ChannelId::Multifd(id) => multifd(id, part, reading, &mut summary),
         other => Err(unsupported(other)),
     };
     summary.error = result.err().map(unwrap_error);
+    forgive(&mut summary, part.channel, reading);
     summary
+}
+
+/// A connection that broke in postcopy may end inside of a record.
+pub(super) fn forgive(summary: &mut Summary, channel: ChannelId, reading: &Reading) {
+    let Some(error) = &summary.error else { return };
+    if error.kind() == ErrorKind::Truncated && reading.legs.goes_on(channel) {
+        summary
+            .notes
+            .push(format!("the connection broke off ({error}); the migration went on over another one"));
+        summary.error = None;
+    }
+}
+
+fn resumed(pause: u32, part: &mut Part, reading: &Reading, summary: &mut Summary) -> Result<()> {
+    let mut parser = reading.legs.resumed(pause, Access::Outline)?;
+    let mut collector = Collector::new(summary);
+    let result = Feed::new(part.input(Access::Outline)?).run(&mut parser, |located, parser: &Parser| {
+        collector.note(located, parser.grammar());
+        Ok(ControlFlow::Continue(()))
+    });
+    collector.finish(parser.grammar(), reading, result).1.map_err(|error| error.on(part.channel))
+}
+
+fn preempt(part: &mut Part, reading: &Reading, summary: &mut Summary) -> Result<()> {
+    let mut parser = reading.preempt(part.channel, Access::Outline);
+    summary.page_size = parser.page_size();
+    Feed::new(part.input(Access::Outline)?).run(&mut parser, |located, _| {
+        summary.bytes = located.range.end;
+        match &located.event {
+            Urgent::Page(page) => summary.pages.add(&page.body),
+            Urgent::Word(_) => summary.line(located.range.start, "EOS".to_owned()),
+        }
+        Ok(ControlFlow::Continue(()))
+    })
 }
 
 fn main_channel(part: &mut Part, reading: &Reading, summary: &mut Summary) -> Result<()> {

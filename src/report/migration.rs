@@ -6,7 +6,8 @@ use std::ops::ControlFlow;
 use serde::Serialize;
 
 use super::evidence::Evidence;
-use super::inspect::{Collector, Summary, Writer, inspect};
+use super::inspect::{Collector, Summary, Writer, forgive, inspect};
+use super::legs::put_pages;
 use super::packets::PacketCounts;
 use super::reading::Reading;
 use super::words;
@@ -120,7 +121,11 @@ pub fn inspect_all(
         let access = if memory.is_some() { Access::Whole } else { Access::Outline };
         match reading.together(parts, access) {
             Ok(together) => {
-                let (summaries, whole) = walk(together, reading, memory)?;
+                let mut memory = memory;
+                let (summaries, whole) = walk(together, reading, memory.as_deref_mut())?;
+                if let Some(memory) = memory {
+                    put_pages(parts, reading, memory)?;
+                }
                 found = summaries;
                 migration = has_multifd.then_some(whole);
             }
@@ -131,7 +136,11 @@ pub fn inspect_all(
         }
     }
     let summaries = parts.iter_mut().map(|part| {
-        let found = found.remove(&part.channel).map(|found| Summary { label: part.label.clone(), ..found });
+        let found = found.remove(&part.channel).map(|found| {
+            let mut found = Summary { label: part.label.clone(), ..found };
+            forgive(&mut found, part.channel, reading);
+            found
+        });
         found.unwrap_or_else(|| inspect(part, reading))
     });
     Ok((summaries.collect(), migration))

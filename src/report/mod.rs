@@ -16,6 +16,8 @@ mod evidence;
 #[cfg(all(feature = "container", feature = "json"))]
 pub mod inspect;
 #[cfg(all(feature = "container", feature = "json"))]
+mod legs;
+#[cfg(all(feature = "container", feature = "json"))]
 pub mod migration;
 pub mod packets;
 #[cfg(all(feature = "container", feature = "json"))]
@@ -30,6 +32,8 @@ mod words;
 
 #[cfg(all(feature = "container", feature = "json"))]
 pub use evidence::{Evidence, Fact};
+#[cfg(all(feature = "container", feature = "json"))]
+pub use legs::{Account, Legs};
 #[cfg(all(feature = "container", feature = "json"))]
 pub use proof::{prove, prove_all};
 #[cfg(all(feature = "container", feature = "json"))]

@@ -7,8 +7,10 @@ use super::packets::PacketCounts;
 use super::reading::{Chapter, Reading, unsupported};
 use super::together::{Judge, Whole};
 use super::verify::{self, Verification};
+use crate::channel::Feed;
 use crate::container::{self, Access, Item, Part};
-use crate::error::{ChannelId, Result};
+use crate::error::{ChannelId, ErrorKind, Result};
+use crate::postcopy::Urgent;
 use crate::stream::{Grammar, Mode};
 
 /// Verifies the channels of a file, in their order; and, if there are multifd channels among them, all of them together, in the same
@@ -27,7 +29,10 @@ pub fn prove_all(
     };
     for part in parts {
         let found = match found.remove(&part.channel) {
-            Some(found) => found,
+            Some(mut found) => {
+                forgive(&mut found, part.channel, reading);
+                found
+            }
             None => prove(part, reading),
         };
         tell(part, found);
@@ -39,22 +44,51 @@ pub fn prove_all(
 pub fn prove(part: &mut Part, reading: &Reading) -> Verification {
     let outcome = match part.channel {
         ChannelId::Main => described(part, reading),
-        ChannelId::ReturnPath => reading.return_path(part).map(|(mut feed, mut parser)| {
-            let mut found = verify::channel(&mut feed, &mut parser, |_, _| {});
-            if let Some(status) = parser.shut().filter(|status| *status != 0) {
-                found.notes.push(format!(
-                    "the destination ended with status {status}: it could not load what is here"
-                ));
-            }
-            found
+        ChannelId::Preempt | ChannelId::ResumedPreempt(_) => part.input(Access::Whole).map(|input| {
+            let mut parser = reading.preempt(part.channel, Access::Whole);
+            verify::channel(&mut Feed::new(input), &mut parser, |found, located| {
+                found.pages += u64::from(matches!(located.event, Urgent::Page(_)));
+            })
         }),
+        ChannelId::Resumed(pause) => resumed(pause, part, reading),
+        ChannelId::ReturnPath | ChannelId::ResumedReturnPath(_) => {
+            reading.return_path(part).map(|(mut feed, mut parser)| {
+                let mut found = verify::channel(&mut feed, &mut parser, |_, _| {});
+                if let Some(status) = parser.shut().filter(|status| *status != 0) {
+                    found.notes.push(format!(
+                        "the destination ended with status {status}: it could not load what is here"
+                    ));
+                }
+                found
+            })
+        }
         ChannelId::Multifd(_) => multifd(part, reading),
         other => Err(unsupported(other)),
     };
     let mut found =
         outcome.unwrap_or_else(|error| Verification { error: Some(error), ..Verification::default() });
-    found.error = found.error.map(container::unwrap_error);
+    found.error = found.error.map(container::unwrap_error).map(|error| match error.channel() {
+        ChannelId::Main | ChannelId::ReturnPath => error.on(part.channel),
+        _ => error,
+    });
+    forgive(&mut found, part.channel, reading);
     found
+}
+
+/// A connection that broke in postcopy may end inside of a record.
+fn forgive(found: &mut Verification, channel: ChannelId, reading: &Reading) {
+    let Some(error) = &found.error else { return };
+    if error.kind() == ErrorKind::Truncated && reading.legs.goes_on(channel) {
+        found
+            .notes
+            .push(format!("the connection broke off ({error}); the migration went on over another one"));
+        found.error = None;
+    }
+}
+
+fn resumed(pause: u32, part: &mut Part, reading: &Reading) -> Result<Verification> {
+    let mut parser = reading.legs.resumed(pause, Access::Whole)?;
+    Ok(verify::main_channel(&mut Feed::new(part.input(Access::Whole)?), &mut parser))
 }
 
 fn described(part: &mut Part, reading: &Reading) -> Result<Verification> {

@@ -2,6 +2,7 @@
 
 use std::ops::ControlFlow;
 
+use super::legs::Legs;
 use crate::channel::Feed;
 use crate::container::{self, Access, ChannelInput, Part, Together, TogetherOptions};
 use crate::dialect::Dialect;
@@ -23,6 +24,8 @@ pub struct Reading {
     pub schema: Option<Description>,
     /// Target page size of multifd channels that are read without their main channel; see [`page_size_of`](Self::page_size_of).
     pub page_size: Option<u64>,
+    /// How the connections of a postcopy migration belong together; see [`legs_of`](Self::legs_of).
+    pub legs: Legs,
 }
 
 impl Reading {
@@ -130,8 +133,7 @@ impl Reading {
 #[must_use]
 pub(super) fn unsupported(channel: ChannelId) -> Error {
     let kind = match channel {
-        ChannelId::Preempt | ChannelId::ResumedPreempt(_) => "preempt channel",
-        ChannelId::Resumed(_) | ChannelId::ResumedReturnPath(_) => "connection of a recovery",
+        ChannelId::Container => "no channel",
         _ => "connection of unknown kind",
     };
     Error::nowhere(ErrorKind::Unsupported, "reading", kind).on(channel)

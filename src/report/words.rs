@@ -1,7 +1,7 @@
 //! Events in words, for dumps and summaries.
 
 use crate::multifd::{Packet, PacketParser, codec};
-use crate::postcopy::Reply;
+use crate::postcopy::{Reply, Urgent};
 use crate::stream::{Event, Grammar};
 use crate::wire::{
     Command, ConfigurationSubsection, Cursor, Message, Method, MultifdFlags, Name, Page, PageBody, PageWord,
@@ -103,6 +103,18 @@ pub(super) fn reply(reply: &Reply<'_>) -> String {
         Reply::Bitmap(head) => format!("bitmap of {} bytes", head.size),
         Reply::BitmapBits(_) => "bits of the bitmap".to_owned(),
         Reply::BitmapEnd(_) => "end of the bitmap".to_owned(),
+    }
+}
+
+/// What a record of a preempt channel says.
+pub(super) fn urgent(urgent: &Urgent<'_>, page_size: u64) -> String {
+    match urgent {
+        Urgent::Page(page) => {
+            let kind = if matches!(page.body, PageBody::Zero(_)) { "zero" } else { "raw" };
+            let block = page.block.map_or_else(String::new, |block| format!(" of {block:?}"));
+            format!("{kind} page {:#x}{block}", page.word.offset(page_size))
+        }
+        Urgent::Word(word) => format!("RAM word {:?}", word.flags(page_size)),
     }
 }
 

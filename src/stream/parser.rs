@@ -76,6 +76,13 @@ impl Parser {
         self
     }
 
+    /// The same parser, that reads everything.
+    #[must_use]
+    pub fn without_elision(mut self) -> Self {
+        self.elide = false;
+        self
+    }
+
     /// The same parser, with sizes of device payloads to try first.
     #[must_use]
     pub fn with_extents(mut self, extents: Extents) -> Self {

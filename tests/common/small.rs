@@ -338,6 +338,7 @@ fn recovery() -> Vec<u8> {
     let inside = Small::default().device("device", b"1234").eof();
     Small::begin()
         .command(Command::PostcopyAdvise(None))
+        .ram("ram", 0x4000)
         .command(Command::RecvBitmap { block: Name(b"ram") })
         .command(Command::PostcopyResume)
         .package(&inside)

@@ -5,7 +5,7 @@ use crate::dialect::{Dialect, Difference, Release};
 use crate::error::{Error, ErrorKind, Result};
 use crate::stream::{Emitter, Event};
 use crate::wire::{
-    Bulk, Command, Configuration, DescriptionHead, FileHeader, Name, PageWord, RamBlock, RamFlags,
+    Advise, Bulk, Command, Configuration, DescriptionHead, FileHeader, Name, PageWord, RamBlock, RamFlags,
     SectionFooter, SectionHead, SectionIdentity, SectionKind,
 };
 
@@ -25,6 +25,9 @@ pub struct Blank {
     pub block: String,
     /// Bytes of RAM; a multiple of the page size.
     pub memory: u64,
+    /// Page size of what backs the RAM, if that has larger pages than the host: 2 MiB, say. Postcopy needs to know, so that the stream
+    /// announces it (ADVISE).
+    pub huge_page: Option<u64>,
     /// What the guest does at the destination.
     pub state: RunState,
     /// As which release it is written. A source of no particular release writes what all of them take: what the oldest
@@ -67,6 +70,7 @@ impl Blank {
             machine: machine.to_owned(),
             block: block.to_owned(),
             memory,
+            huge_page: None,
             state: RunState::Running,
             dialect: Dialect::ANY,
         }
@@ -81,9 +85,14 @@ impl Blank {
         out.event(&Event::Header(FileHeader::CURRENT))?;
         out.event(&Event::Configuration(Configuration { machine: Name(self.machine.as_bytes()) }))?;
 
+        if let Some(huge_page) = self.huge_page {
+            let advise = Advise { page_size_summary: huge_page, target_page_size: PAGE_SIZE };
+            out.event(&Event::Command(Command::PostcopyAdvise(Some(advise))))?;
+        }
         out.section(SectionKind::START, RAM, Some(("ram", 4)), |out| {
             out.event(&Event::RamWord(PageWord::new(self.memory, RamFlags::MEM_SIZE)))?;
-            out.event(&Event::RamBlock(RamBlock::new(Name(self.block.as_bytes()), self.memory)))?;
+            let block = RamBlock::new(Name(self.block.as_bytes()), self.memory);
+            out.event(&Event::RamBlock(RamBlock { page_size: self.huge_page, ..block }))?;
             out.event(&Event::RamWord(PageWord::new(0, RamFlags::EOS)))
         })?;
         if dialect.has(Difference::SwitchoverStart) {
@@ -108,7 +117,12 @@ impl Blank {
     }
 
     fn check(&self) -> Result<()> {
-        let message = if self.memory == 0 || !self.memory.is_multiple_of(PAGE_SIZE) {
+        let is_huge = |size: u64| size.is_power_of_two() && size > PAGE_SIZE;
+        let message = if !self.huge_page.is_none_or(|size| is_huge(size) && self.memory.is_multiple_of(size))
+        {
+            "a huge page is a power of two, larger than a page, and the memory consists of whole ones"
+                .to_owned()
+        } else if self.memory == 0 || !self.memory.is_multiple_of(PAGE_SIZE) {
             format!("{} bytes of memory, where pages of {PAGE_SIZE} are needed", self.memory)
         } else if !(1..=255).contains(&self.block.len()) {
             "a block's name has 1 to 255 bytes".to_owned()

@@ -13,6 +13,8 @@
 //!      '------Fleet-> a thread a device: its packets, handed to the workers
 //! Replies, a thread <--- return path
 //! ```
+//! In postcopy, pages follow the devices ([`Postcopy`]): the main thread sends them, or a thread of the preempt channel those that are
+//! asked for, out of one account (`service`). When the connections break, the migration goes on over new ones (`recovery`).
 
 mod batch;
 mod blank;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::replies::{self, Replies};
 use super::shared::Shared;
+use super::switch::{IN_PACKAGE, PACKAGE_LOADED};
 use crate::capture::{ChannelTap, Direction};
 use crate::channel::ChannelEvent as _;
 use crate::endpoint::pace::Pace;
@@ -29,6 +30,12 @@ const BUFFER: usize = 256 << 10;
 
 /// Longest event: a piece of a payload, or a command, with its head.
 const ROOM: usize = PIECE + (4 << 10);
+
+/// Longest time that a cut waits for the destination to load the package.
+const BEFORE_CUT: Duration = Duration::from_secs(5);
+
+/// Time in which a destination gets from the last PING of the package to POSTCOPY_RUN, which comes next.
+const AFTER_LOADING: Duration = Duration::from_millis(50);
 
 /// How often the watcher is told, at most.
 const WATCH_INTERVAL: Duration = Duration::from_millis(100);
@@ -416,8 +423,26 @@ impl<'a> Output<'a> {
         Error::new(ErrorKind::Timeout, self.sent, "sending", message).on(self.channel)
     }
 
+    /// A destination whose guest does not run yet cannot pause, and would fail. It has loaded the package by the time when it answers
+    /// from the end of it.
+    fn let_it_run(&mut self) {
+        let Some(replies) = &mut self.replies else { return };
+        let patience = self.pace.patience().unwrap_or_default().min(BEFORE_CUT);
+        let is_loaded =
+            |replies: &Replies| !replies.awaits_pong(IN_PACKAGE) && !replies.awaits_pong(PACKAGE_LOADED);
+        // Nothing is sent any more: what is asked for now is asked for again on the next connection.
+        replies.requests = crossbeam_channel::never();
+        // Whatever comes of it, the connections break.
+        if replies.wait(patience, is_loaded, &self.shared.service).is_ok_and(|is_loaded| is_loaded) {
+            std::thread::sleep(AFTER_LOADING);
+        }
+    }
+
     /// All connections break here, because it was asked for.
     fn cut(&mut self) -> Error {
+        if self.is_running() && self.channel == ChannelId::Main {
+            self.let_it_run();
+        }
         let place = self.cuts.take().map_or_else(String::new, |cut| format!(" at {cut}"));
         self.was_cut = true;
         self.shared.lines.cut();

@@ -32,9 +32,9 @@ const SHORTEST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_millis(500);
 
 impl Sending<'_, '_> {
-    /// Serves until the end, over as many connections as it takes.
-    pub(super) fn converse(&mut self) -> Result<()> {
-        let mut outcome = self.serve();
+    /// Serves from the switch to the end, over as many connections as it takes.
+    pub(super) fn converse(&mut self, switched: Result<()>) -> Result<()> {
+        let mut outcome = switched.and_then(|()| self.serve());
         loop {
             let Err(error) = outcome else { return Ok(()) };
             let error = self.first_reason(error);

@@ -176,10 +176,7 @@ impl Replies {
                     deadline = Instant::now() + patience;
                 }
                 recv(self.requests) -> request => match request {
-                    Ok(request) => {
-                        service.note_request();
-                        service.note_unneeded(&request);
-                    }
+                    Ok(request) => service.note_unneeded(&request),
                     Err(_) => self.requests = never(),
                 },
                 default(left) => {}

@@ -59,8 +59,8 @@ impl Sending<'_, '_> {
         self.setup(&mut template)?;
         self.rounds()?;
         if self.serving.is_some() {
-            self.switch(&mut template)?;
-            return self.converse();
+            let switched = self.switch(&mut template);
+            return self.converse(switched);
         }
         self.completion(&mut template)?;
         self.await_shut()
@@ -99,12 +99,14 @@ impl Sending<'_, '_> {
             let message = format!("{} goes one way and has no return path", self.connection.label());
             return Err(Error::nowhere(ErrorKind::Misuse, DOING, message));
         }
-        self.listen(ChannelId::ReturnPath, self.tap.clone())?;
         let out = &mut self.out.main;
         out.emit(&Event::Command(Command::OpenReturnPath))?;
         out.emit(&Event::Command(Command::Ping(replies::PING)))?;
+        // Some destinations answer before they are asked.
+        self.dialogue.lock().note_ping(replies::PING);
+        self.listen(ChannelId::ReturnPath, self.tap.clone())?;
         // As a stock source does with every command: the destination can answer while we are busy with pages.
-        out.flush()
+        self.out.main.flush()
     }
 
     /// Begins to listen to what is said on the connection of the main channel.
@@ -167,7 +169,7 @@ impl Sending<'_, '_> {
         let length = block.used_length;
         let ranges = match &self.serving {
             Some(serving) if is_last => share(block, page_size, serving.options.percent.into()),
-            _ => vec![0..page_count(block, page_size)],
+            _ => std::iter::once(0..page_count(block, page_size)).collect(),
         };
         for pages in ranges {
             let range = pages.start * page_size..(pages.end * page_size).min(length);

@@ -171,6 +171,7 @@ impl Service {
 
     /// A request has come when everything was taken.
     pub(super) fn note_unneeded(&self, request: &Request) {
+        self.note_request();
         self.unneeded.fetch_add(request.pages.end - request.pages.start, Ordering::Relaxed);
     }
 
@@ -210,7 +211,7 @@ pub(super) fn share(block: &Block, page_size: u64, percent: u64) -> Vec<Range<u6
     let (pages, host) = (page_count(block, page_size), host_pages(block, page_size));
     let hosts = pages.div_ceil(host);
     if percent >= 100 {
-        return vec![0..pages];
+        return std::iter::once(0..pages).collect();
     }
     let stride = (hosts / 64).clamp(1, 64);
     // Of the first n host pages, so many.

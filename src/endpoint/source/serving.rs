@@ -35,7 +35,6 @@ const TURNS: usize = 256;
 /// What a source needs behind the switch.
 pub(super) struct Serving<'s> {
     pub(super) options: Postcopy,
-    pub(super) switched: bool,
     notice: Option<Notice>,
     /// A request that is being answered.
     current: Option<Request>,
@@ -54,7 +53,6 @@ impl Serving<'_> {
     pub(super) fn new(options: Postcopy, notice: Option<Notice>) -> Self {
         Self {
             options,
-            switched: false,
             notice,
             current: None,
             line: None,
@@ -120,6 +118,10 @@ impl<'s> Sending<'s, '_> {
             urgent.finish();
         }
         self.out.main.await_shut()?;
+        // What was asked for before that is known by now.
+        if let Some(replies) = &self.out.main.replies {
+            replies.requests.try_iter().for_each(|request| self.shared.service.note_unneeded(&request));
+        }
         self.out.main.close()
     }
 
@@ -220,7 +222,7 @@ impl<'s> Sending<'s, '_> {
         }
         serving.join();
         PostcopyDeparture {
-            switched: serving.switched,
+            switched: self.out.main.is_running(),
             pauses: serving.pauses,
             preempt: serving.preempt,
             requests: self.shared.service.requests(),

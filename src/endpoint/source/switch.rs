@@ -26,7 +26,7 @@ const RANGES: usize = 12;
 
 /// PINGs of a switch, in order; the last one waits in the package until it has been loaded.
 const BEFORE_PACKAGE: u32 = 2;
-const IN_PACKAGE: u32 = 3;
+pub(super) const IN_PACKAGE: u32 = 3;
 const BEHIND_PACKAGE: u32 = 4;
 pub(super) const PACKAGE_LOADED: u32 = 0x42;
 
@@ -66,11 +66,7 @@ impl Sending<'_, '_> {
         self.ping(BEFORE_PACKAGE)?;
         self.package(template)?;
         self.ping(BEHIND_PACKAGE)?;
-        self.out.main.flush()?;
-        if let Some(serving) = &mut self.serving {
-            serving.switched = true;
-        }
-        Ok(())
+        self.out.main.flush()
     }
 
     /// Has the destination drop what is still to come: it may have been sent in an earlier round.

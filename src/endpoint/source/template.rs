@@ -274,11 +274,8 @@ impl Survey {
                     self.devices = at;
                 }
             }
-            Event::Section(head) if head.kind == SectionKind::FULL => {
-                if self.rounds > 0 && self.devices == 0 {
-                    self.devices = at;
-                }
-            }
+            Event::Section(head) if head.kind == SectionKind::FULL && self.devices > 0 => {}
+            Event::Section(head) if head.kind == SectionKind::FULL && self.rounds > 0 => self.devices = at,
             Event::Section(_) | Event::Command(_) if self.devices > 0 && self.stray.is_none() => {
                 self.stray = Some(at);
             }

@@ -88,7 +88,9 @@ impl<'s> Urgent<'s> {
 
     /// Waits for the thread, which ends when nobody can ask for pages any more.
     pub(super) fn join(self) -> PreemptDeparture {
-        self.thread.join().unwrap_or_default()
+        let Self { thread, finish } = self;
+        drop(finish);
+        thread.join().unwrap_or_default()
     }
 }
 
@@ -118,15 +120,17 @@ impl Line<'_> {
     }
 
     fn serve(&mut self, requests: &Receiver<Request>, mut finished: Receiver<()>) -> Result<()> {
+        let mut is_finished = false;
         loop {
             select! {
                 recv(requests) -> request => match request {
                     Ok(request) => self.answer(request, requests)?,
-                    // What ends the conversation may have ended the channel as well.
-                    Err(_) => return if finished.try_recv().is_ok() { self.end() } else { Ok(()) },
+                    // The last word may come before the thread that has waited for it says so.
+                    Err(_) if !is_finished && finished.recv().is_ok() => return self.end(),
+                    Err(_) => return Ok(()),
                 },
                 recv(finished) -> asked => {
-                    finished = never();
+                    (finished, is_finished) = (never(), true);
                     if asked.is_ok() {
                         self.end()?;
                     }
