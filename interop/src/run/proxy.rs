@@ -75,6 +75,14 @@ fn check(bench: &Bench<'_>, report: &Value) -> Run<()> {
     if total("to_target") == 0 {
         return failed("nothing went to the target".into());
     }
+    // More than the mark that ends it in older releases: pages that were asked for.
+    let urgent = connections.iter().any(|connection| {
+        let channel = connection["channel"].as_str().unwrap_or_default();
+        channel.ends_with("preempt") && connection["to_target"].as_u64() > Some(8)
+    });
+    if urgent != bench.cell.case.variant.preempt() {
+        return failed(format!("pages on a preempt channel: {urgent}"));
+    }
     let cuts = bench.cell.case.variant.cut.len();
     if cuts > 0 && report["pauses"].as_u64() != Some(cuts as u64) {
         return failed(format!("{} pauses, but {cuts} cuts", report["pauses"]));
