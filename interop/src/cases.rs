@@ -312,6 +312,11 @@ impl Case {
         );
         ensure!(!running || self.guest == Guest::Dirty, "an idle guest does not go on");
         ensure!(
+            self.variant.pace.is_none()
+                || (self.kind == Kind::StandinToStock && self.transport == Transport::Unix),
+            "the judge's slow line is of UNIX sockets, and in front of a stock destination"
+        );
+        ensure!(
             !self.variant.source_has("release-ram") || self.guest == Guest::Idle,
             "what a source has released cannot be compared, so its guest must not have changed it"
         );

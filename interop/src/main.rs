@@ -25,6 +25,7 @@ mod process;
 mod qemu;
 mod qmp;
 mod ram;
+mod relay;
 mod report;
 mod results;
 mod run;

@@ -48,6 +48,9 @@ pub(crate) struct Variant {
     /// us takes part does it; between two stock builds the source is told to pause.
     #[serde(default)]
     pub(crate) cut: Vec<String>,
+    /// Bytes a second on the way from the stand-in source, which is otherwise faster than a guest can ask.
+    #[serde(default)]
+    pub(crate) pace: Option<u64>,
     /// States that the source must go through, in this order; others may come between.
     #[serde(default)]
     pub(crate) states: Vec<String>,

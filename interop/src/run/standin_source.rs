@@ -3,7 +3,7 @@
 //! With an idle guest the judge makes up the memory and the device state comes from a template; with a running guest
 //! the template is sent as it is, and then the guest has to go on where the template left it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
@@ -12,6 +12,7 @@ use crate::cases::Transport;
 use crate::failure::{Class, Failure, Run, both};
 use crate::qemu::Vm;
 use crate::ram::{fill_mixed, image_name};
+use crate::relay::Relay;
 use crate::tool::{PipedTool, ToolProcess, error_text};
 
 const CAPTURE: &str = "capture.pcapng";
@@ -38,9 +39,10 @@ pub(super) fn run(bench: &Bench<'_>) -> Run<()> {
         }
         _ => {
             let address = destination.migrate_incoming(&pair::listen_address(bench))?;
+            let (relay, to_source) = slow_line(bench, &address)?;
             let mut tool =
-                ToolProcess::spawn(bench.tool(), "send", &plan.arguments(bench, &address), &bench.place)?;
-            let mended = mend(bench, &mut tool, &mut destination, &address);
+                ToolProcess::spawn(bench.tool(), "send", &plan.arguments(bench, &to_source), &bench.place)?;
+            let mended = mend(bench, &mut tool, &mut destination, &address, relay.as_ref());
             let sent = mended.and_then(|()| tool.finish(bench.place.deadline));
             let sent = sent.and_then(|report| check(bench, &report));
             let loaded = bench.arrival(&mut destination, sent.is_ok());
@@ -55,12 +57,39 @@ pub(super) fn run(bench: &Bench<'_>) -> Run<()> {
     destination.quit()
 }
 
+/// Puts a slow line in front of a destination, if the case wants one, and tells where it begins.
+fn slow_line(bench: &Bench<'_>, address: &str) -> Run<(Option<Relay>, String)> {
+    let Some(pace) = bench.cell.case.variant.pace else { return Ok((None, address.to_owned())) };
+    let begin = bench.unix_address();
+    // The channel for urgent pages is the second one.
+    let connections = if bench.cell.case.variant.preempt() { 2 } else { 1 };
+    let path = |address: &str| PathBuf::from(address.trim_start_matches("unix:"));
+    let relay = Relay::start(&path(&begin), &path(address), connections, pace)
+        .map_err(|e| Failure::environment("a slow line", e))?;
+    Ok((Some(relay), begin))
+}
+
+/// Makes images of what a template leaves in memory.
+fn unpack(bench: &Bench<'_>, template: &Path, folder: &str) -> Run<()> {
+    let address = format!("file:{}", template.display());
+    let arguments = ["recv", &address, "--ram-out", &bench.word(folder), "--json"].map(String::from);
+    let mut tool = ToolProcess::spawn(bench.tool(), "unpack", &arguments, &bench.place)?;
+    tool.finish(bench.place.deadline.within(TOOL_END)).map(drop)
+}
+
 /// Takes a broken conversation up again at the destination; the stand-in comes back by itself.
-fn mend(bench: &Bench<'_>, tool: &mut ToolProcess, destination: &mut Vm, address: &str) -> Run<()> {
+fn mend(
+    bench: &Bench<'_>,
+    tool: &mut ToolProcess,
+    destination: &mut Vm,
+    address: &str,
+    relay: Option<&Relay>,
+) -> Run<()> {
     for number in 1..=bench.cell.case.variant.cut.len() {
         tool.await_lines("paused", number, bench.place.deadline.within(TOOL_END))?;
         bench.await_pause(destination, number)?;
         destination.command("migrate-recover", json!({"uri": address}))?;
+        relay.map_or(Ok(()), Relay::open).map_err(|e| Failure::environment("a slow line", e))?;
     }
     Ok(())
 }
@@ -94,17 +123,20 @@ impl Plan {
         }
         let template = bench.env.templates.get(bench)?;
         let mut options = vec![String::from("--template"), template.to_string_lossy().into_owned()];
-        let folder =
-            if case.variant.shared_ram || !bench.dirtying() { "given.images" } else { "sent.images" };
+        // In postcopy the stand-in decides which page is sent when, so it needs the memory and not only the records.
+        let is_given = case.variant.shared_ram || case.variant.postcopy || !bench.dirtying();
+        let folder = if is_given { "given.images" } else { "sent.images" };
         let memory = bench.path(folder).join(image);
-        if folder == "given.images" {
+        if is_given && bench.dirtying() {
+            unpack(bench, &template, folder)?;
+        } else if is_given {
             let dir = bench.path(folder);
             let filled = std::fs::create_dir_all(dir)
                 .and_then(|()| fill_mixed(&memory, bench.setup.machine.ram_bytes, bench.seed()));
             filled.map_err(|e| Failure::environment(memory.display(), e))?;
         }
         if !case.variant.shared_ram {
-            let option = if bench.dirtying() { "--ram-out" } else { "--ram-in" };
+            let option = if is_given { "--ram-in" } else { "--ram-out" };
             options.extend([String::from(option), bench.word(folder)]);
         }
         Ok(Self { options, memory })
