@@ -139,6 +139,12 @@ impl Script for Closing {
     fn closes_preempt(&self) -> bool {
         true
     }
+
+    fn ended(&mut self) -> Say {
+        // Long enough for the source to notice.
+        std::thread::sleep(Duration::from_millis(50));
+        Some(message(Message::Shut(0)))
+    }
 }
 
 #[test]
