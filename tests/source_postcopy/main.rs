@@ -132,6 +132,29 @@ fn a_preempt_channel_carries_what_is_asked_for_and_nothing_else() {
     assert!(preempt.bytes > preempt.pages * 8 && departure.bytes > PAGES * 2000);
 }
 
+/// Closes the preempt channel, on which nothing has to come.
+struct Closing;
+
+impl Script for Closing {
+    fn closes_preempt(&self) -> bool {
+        true
+    }
+
+    fn ended(&mut self) -> Say {
+        // Long enough for the source to notice.
+        std::thread::sleep(Duration::from_millis(50));
+        Some(message(Message::Shut(0)))
+    }
+}
+
+#[test]
+fn only_eos_may_find_the_preempt_channel_closed() {
+    let source = source(with_preempt(100)).with_dialect("7.2".parse().unwrap());
+    let (departure, seen, turns) = play(source, PATTERN, Closing);
+    assert!(departure.error.is_none() && turns.is_empty(), "{:?} {turns:?}", departure.error);
+    assert_eq!((seen.missing(), seen.preempt_ends, departure.peer_status), (0, 0, Some(0)));
+}
+
 #[test]
 fn huge_pages_stay_whole() {
     const HUGE: u64 = 64 << 10;
