@@ -193,10 +193,8 @@ impl Source {
                 let last = pages(block) - 1;
                 sets[index].insert_range(last - last % size..last + 1)
             }
-            None => {
-                let message = "postcopy without a block whose pages can be sent behind the switch; give an image or a pattern for one";
-                Err(Error::nowhere(ErrorKind::Misuse, DOING, message))
-            }
+            // Pages of the template cannot be sent again. Destinations other than stock ones may do without.
+            None => Ok(()),
         }
     }
 
