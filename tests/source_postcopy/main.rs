@@ -87,7 +87,7 @@ fn the_commands_stand_where_stock_sources_have_them() {
         seen.commands.join(" ")
     };
     insta::assert_snapshot!(commands("5.2", Postcopy::at(50)), @"OPEN_RETURN_PATH PING POSTCOPY_ADVISE POSTCOPY_RAM_DISCARD PING PACKAGED POSTCOPY_LISTEN PING POSTCOPY_RUN PING");
-    insta::assert_snapshot!(commands("10.0", Postcopy::at(100)), @"OPEN_RETURN_PATH PING POSTCOPY_ADVISE SWITCHOVER_START PING PACKAGED POSTCOPY_LISTEN PING POSTCOPY_RUN PING");
+    insta::assert_snapshot!(commands("10.0", Postcopy::at(100)), @"OPEN_RETURN_PATH PING POSTCOPY_ADVISE SWITCHOVER_START POSTCOPY_RAM_DISCARD PING PACKAGED POSTCOPY_LISTEN PING POSTCOPY_RUN PING");
     insta::assert_snapshot!(commands("11.1", Postcopy::at(50)), @"OPEN_RETURN_PATH PING POSTCOPY_ADVISE SWITCHOVER_START POSTCOPY_RAM_DISCARD PING PACKAGED POSTCOPY_LISTEN PING PING POSTCOPY_RUN PING");
 }
 
