@@ -14,8 +14,8 @@ use common::small::{DEVICE, RAM, Small};
 use migwire::dialect::Dialect;
 use migwire::stream::{Event, Mode, Parser};
 use migwire::wire::{
-    Bulk, Command, CommandCode, ConfigurationSubsection, FileHeader, MappedRamHeader, Name, PageBody,
-    PageWord, RamBlock, SectionKind,
+    Advise, Bulk, Command, CommandCode, ConfigurationSubsection, Discard, DiscardRange, FileHeader,
+    MappedRamHeader, Name, PageBody, PageWord, RamBlock, SectionKind,
 };
 
 const START: SectionKind = SectionKind::START;
@@ -29,7 +29,17 @@ const DESCRIPTIONS: [&str; 4] =
     ["description-duplicate-key", "description-nested", "description-no-json", "description-no-utf8"];
 
 fn cases() -> Vec<(&'static str, Vec<u8>)> {
-    let cases = [headers(), sections(), footers(), block_lists(), pages(), commands(), packages(), ends()];
+    let cases = [
+        headers(),
+        sections(),
+        footers(),
+        block_lists(),
+        pages(),
+        commands(),
+        packages(),
+        postcopy(),
+        ends(),
+    ];
     let mut cases: Vec<_> = cases.into_iter().flatten().map(|(name, small)| (name, small.0)).collect();
     cases.sort();
     cases
@@ -200,6 +210,55 @@ fn commands() -> Cases {
         ("command-advise-length", odd(CommandCode::POSTCOPY_ADVISE, &[0; 8])),
         ("command-bitmap-name-past-the-end", odd(CommandCode::RECV_BITMAP, b"\x09ram")),
     ]
+}
+
+fn postcopy() -> Cases {
+    let advise =
+        || Command::PostcopyAdvise(Some(Advise { page_size_summary: 0x20_1000, target_page_size: 0x1000 }));
+    let begun = || {
+        let huge = RamBlock { page_size: Some(0x2000), ..RamBlock::new(Name(b"huge"), 0x4000) };
+        let small = Small::begin().command(advise()).named(SectionKind::START, 2, "ram", 4);
+        small.list(0x8000, &[huge, RamBlock::new(Name(b"ram"), 0x4000)]).eos().footer(2)
+    };
+    let discard = |version, block: &'static [u8], nil, ranges: &[(u64, u64)]| {
+        let ranges =
+            ranges.iter().map(|(start, length)| DiscardRange { start: *start, length: *length }).collect();
+        Command::PostcopyRamDiscard(Discard { version, block: Name(block), nil, ranges })
+    };
+    let good = || discard(0, b"ram", 0, &[(0, 0x1000)]);
+    let run = || begun().command(good()).package(&inside());
+    let part = |small: Small| small.again(SectionKind::PART, 2);
+    let delta = PageBody::Xbzrle { encoding: 1, delta: b"\x02\x01A" };
+    vec![
+        ("postcopy-advise-twice", begun().command(advise()).eof()),
+        ("postcopy-listen-without-advise", Small::begin().command(Command::PostcopyListen).eof()),
+        ("postcopy-run-without-listen", begun().command(Command::PostcopyRun).eof()),
+        ("postcopy-listen-twice", run().command(Command::PostcopyListen).eof()),
+        ("postcopy-discard-without-advise", Small::begin().ram("ram", 0x4000).command(good()).eof()),
+        ("postcopy-discard-after-run", run().command(good()).eof()),
+        ("postcopy-discard-version", begun().command(discard(1, b"ram", 0, &[(0, 0x1000)])).eof()),
+        ("postcopy-discard-no-nul", begun().command(discard(0, b"ram", 7, &[(0, 0x1000)])).eof()),
+        ("postcopy-discard-no-range", begun().command(discard(0, b"ram", 0, &[])).eof()),
+        ("postcopy-discard-unknown-block", begun().command(discard(0, b"tape", 0, &[(0, 0x1000)])).eof()),
+        ("postcopy-discard-misaligned", begun().command(discard(0, b"ram", 0, &[(0x800, 0x1000)])).eof()),
+        ("postcopy-discard-past-the-end", begun().command(discard(0, b"ram", 0, &[(0x3000, 0x2000)])).eof()),
+        ("postcopy-discard-overflow", begun().command(discard(0, b"ram", 0, &[(!0xfff, 0x2000)])).eof()),
+        ("postcopy-discard-in-package", begun().package(&Small::default().command(good())).eof()),
+        ("postcopy-bitmap-unknown-block", run().command(Command::RecvBitmap { block: Name(b"tape") }).eof()),
+        ("postcopy-delta", part(run()).page(0x1000, Some("ram"), delta).eof()),
+        (
+            "postcopy-host-page-torn",
+            part(run())
+                .page(0, Some("huge"), PageBody::Zero(0))
+                .page(0x1000, Some("ram"), PageBody::Zero(0))
+                .eof(),
+        ),
+    ]
+}
+
+/// What is in a package at least.
+fn inside() -> Small {
+    Small::default().command(Command::PostcopyListen).command(Command::PostcopyRun)
 }
 
 fn packages() -> Cases {

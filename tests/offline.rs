@@ -425,3 +425,39 @@ fn damaged_streams_end_in_words_and_what_was_read_is_tiled() {
     }
     assert!(failed > 100, "only {failed} of 480 were refused");
 }
+
+#[test]
+fn a_migration_that_paused_is_read_as_one() {
+    let file = "fixtures/postcopy/qemu-7.2-preempt-cut.pcapng";
+    let (output, report) = json(&["verify", file]);
+    assert_eq!(output, 0, "{report}");
+    let channels: Vec<_> =
+        report["channels"].as_array().unwrap().iter().map(|c| c["channel"].as_str().unwrap()).collect();
+    assert_eq!(
+        channels,
+        [
+            "main channel",
+            "return path",
+            "main channel after pause 1",
+            "return path after pause 1",
+            "preempt channel after pause 1"
+        ]
+    );
+    assert_eq!(report["postcopy"], serde_json::json!({ "discarded": 0, "missing": 0, "complete": true }));
+    // What came before the break and what came behind it make the guest's memory.
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().to_str().unwrap();
+    assert_eq!(code(&migwire(&["inspect", file, "--ram-out", out])), 0);
+    let ram = fs::read(dir.path().join("ram.ram")).unwrap();
+    assert_eq!(ram.len(), 4 << 20);
+    for (page, bytes) in ram.chunks(4096).enumerate() {
+        let expected = if page % 37 == 0 { (page % 255 + 1) as u8 } else { 0 };
+        assert!(bytes.iter().all(|byte| *byte == expected), "page {page}");
+    }
+    let dump = out_of(&["dump", file]);
+    assert!(dump.contains("bitmap of 128 bytes") && dump.contains("RECV_BITMAP of \"ram\""));
+}
+
+fn out_of(arguments: &[&str]) -> String {
+    out(&migwire(arguments))
+}

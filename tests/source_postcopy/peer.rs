@@ -49,6 +49,10 @@ pub(crate) trait Script: Send + 'static {
     fn page(&mut self, _count: u64) -> Say {
         Some(Vec::new())
     }
+    /// Whether the destination closes a preempt channel that has been opened by the time of the first PING.
+    fn closes_preempt(&self) -> bool {
+        false
+    }
     /// EOF has come.
     fn ended(&mut self) -> Say {
         Some(message(Message::Shut(0)))
@@ -162,7 +166,13 @@ pub(crate) fn play(source: Source, pattern: Pattern, script: impl Script) -> (De
     let (ours, theirs) = memory::pair();
     let (sender, connections) = channel();
     let seen = Arc::new(Mutex::new(Seen::default()));
-    let peer = Peer { seen: Arc::clone(&seen), pattern, script: Box::new(script), preempt: Vec::new() };
+    let peer = Peer {
+        seen: Arc::clone(&seen),
+        pattern,
+        script: Box::new(script),
+        preempt: Vec::new(),
+        preempt_lines: Vec::new(),
+    };
     let thread = thread::spawn(move || peer.run(theirs, &connections));
     let connect = |channel| offer(channel, &sender);
     let departure = source.send_over(ours, connect, |_| {});
@@ -187,6 +197,7 @@ struct Peer {
     pattern: Pattern,
     script: Box<dyn Script>,
     preempt: Vec<JoinHandle<()>>,
+    preempt_lines: Vec<Connection>,
 }
 
 impl Peer {
@@ -249,6 +260,7 @@ impl Peer {
     fn attend_preempt(&mut self, connections: &Receiver<(ChannelId, Connection)>, grammar: &Grammar) {
         while let Ok((channel, connection)) = connections.try_recv() {
             assert!(matches!(channel, ChannelId::Preempt | ChannelId::ResumedPreempt(_)), "{channel}");
+            self.preempt_lines.push(connection.clone());
             let (seen, pattern) = (Arc::clone(&self.seen), self.pattern);
             // Of a source that connects first, the blocks are not known yet; there is one.
             let blocks: Arc<[Block]> = grammar.blocks().into();
@@ -271,6 +283,9 @@ impl Peer {
                     }
                 }
                 seen.commands.push(command.code().to_string());
+                if matches!(command, Command::Ping(1)) && self.script.closes_preempt() {
+                    self.preempt_lines.iter().for_each(|line| line.shutdown().unwrap());
+                }
                 match command {
                     Command::OpenReturnPath => self.script.opened(),
                     Command::Ping(value) => self.script.ping(*value),

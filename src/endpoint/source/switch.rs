@@ -171,7 +171,31 @@ impl Source {
             }
             Ok(set)
         });
-        sets.collect()
+        let mut sets = sets.collect::<Result<Vec<_>>>()?;
+        if sets.iter().all(PageSet::is_empty) {
+            self.hold_one_back(&mut sets)?;
+        }
+        Ok(sets)
+    }
+
+    /// Something has to be discarded: a stock destination of any release that hears LISTEN without a DISCARD before it prepares for
+    /// discards then, is back in that state, and refuses RUN.
+    fn hold_one_back(&self, sets: &mut [PageSet]) -> Result<()> {
+        let facts = self.template.facts();
+        let blocks = facts.blocks.iter().zip(&self.contents).enumerate();
+        let pages = |block| page_count(block, facts.page_size);
+        let mut served =
+            blocks.filter(|(_, (block, content))| !matches!(content, Content::Kept) && pages(block) > 0);
+        match served.next() {
+            Some((index, (block, _))) => {
+                // A whole host page, or the destination would miss the others.
+                let size = block.huge_page.unwrap_or(facts.page_size).max(facts.page_size) / facts.page_size;
+                let last = pages(block) - 1;
+                sets[index].insert_range(last - last % size..last + 1)
+            }
+            // Pages of the template cannot be sent again. Destinations other than stock ones may do without.
+            None => Ok(()),
+        }
     }
 
     /// Whether the preempt channel ends with EOS: in the releases, and on the machine types, that open it first.

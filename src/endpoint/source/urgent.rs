@@ -126,24 +126,30 @@ impl Line<'_> {
                 recv(requests) -> request => match request {
                     Ok(request) => self.answer(request, requests)?,
                     // The last word may come before the thread that has waited for it says so.
-                    Err(_) if !is_finished && finished.recv().is_ok() => return self.end(),
-                    Err(_) => return Ok(()),
+                    Err(_) => {
+                        if !is_finished && finished.recv().is_ok() {
+                            self.end();
+                        }
+                        return Ok(());
+                    }
                 },
                 recv(finished) -> asked => {
                     (finished, is_finished) = (never(), true);
                     if asked.is_ok() {
-                        self.end()?;
+                        self.end();
                     }
                 }
             }
         }
     }
 
-    fn end(&mut self) -> Result<()> {
+    /// Every page has been written before. A destination that knows that as well may have closed the channel by now.
+    fn end(&mut self) {
         if self.has_end {
             PageWord::new(0, RamFlags::EOS).emit(&mut self.buffer);
+            let _ = self.flush();
+            self.buffer.clear();
         }
-        self.flush()
     }
 
     /// Sends the pages of a request, and of those that wait behind it.
