@@ -9,6 +9,7 @@ use crossbeam_channel::Sender;
 use super::channel;
 use super::channels::{Channels, Expected};
 use super::preempt;
+use super::recovery::RETURN;
 use crate::error::{ChannelId, Error, ErrorKind, Result};
 use crate::transport::{Connection, Listener};
 use crate::wire::{FileHeader, MULTIFD_MAGIC, SectionKind};
@@ -17,6 +18,9 @@ const DOING: &str = "accepting";
 
 /// How long the doorman waits for a knock before it looks whether it is wanted any more.
 const TICK: Duration = Duration::from_millis(10);
+
+/// How long a connection without a magic waits for the main channel, if there are others that may be it.
+const QUICK: Duration = Duration::from_secs(1);
 
 /// First byte of a TLS record with a handshake, and the major number of its version.
 const TLS: [u8; 2] = [0x16, 0x03];
@@ -105,7 +109,11 @@ fn meet(channels: &Channels, connection: Connection, number: u32, main: &Sender<
     }
     // A page cannot begin like this, since no block is that large.
     let is_command = first.first() == Some(&SectionKind::COMMAND.0);
-    let comes_back = is_command && channels.has_begun() && channels.may_have_preempt();
+    let comes_back = is_command && channels.has_begun(RETURN) && channels.may_have_preempt();
+    // A preempt channel may be quicker than the main one that was opened before it.
+    if magic != Some(FileHeader::MAGIC) && channels.accepted() > 1 {
+        channels.has_begun(QUICK);
+    }
     if comes_back && !channels.await_pause() {
         return dismiss(ErrorKind::OutOfOrder, "a source that came back, and nothing was paused".to_owned());
     }

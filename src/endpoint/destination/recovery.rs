@@ -20,7 +20,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::stream::Parser;
 
 /// How long it may take to notice that the connections are broken, when the source has noticed it.
-const RETURN: Duration = Duration::from_secs(5);
+pub(super) const RETURN: Duration = Duration::from_secs(5);
 
 /// The next connection of a migration, and how its main channel is read.
 pub(super) struct Resumed {
@@ -99,11 +99,11 @@ impl Channels {
     }
 
     /// Whether there is, or was, a main channel, which a source that comes back may have overtaken.
-    pub(super) fn has_begun(&self) -> bool {
+    pub(super) fn has_begun(&self, patience: Duration) -> bool {
         let begin = Instant::now();
         let mut state = self.state();
         while !state.has_main && state.pauses == 0 {
-            if state.end.is_some() || begin.elapsed() > RETURN {
+            if state.end.is_some() || begin.elapsed() > patience {
                 return false;
             }
             state = self.changed.wait_timeout(state, TICK).unwrap_or_else(PoisonError::into_inner).0;
