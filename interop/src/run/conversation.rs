@@ -168,6 +168,8 @@ pub(crate) fn open() -> Value {
 /// Follows a migration at its source.
 pub(crate) fn follow(vm: &mut Vm, mut hold: Option<Until>, deadline: Deadline) -> Run<Value> {
     let held = deadline.within(HOLD);
+    // It may take a moment to leave the state in which it was told to go on.
+    let mut is_told = false;
     loop {
         let reply = vm.query_migrate()?;
         let status = reply["status"].as_str().unwrap_or("none");
@@ -183,7 +185,8 @@ pub(crate) fn follow(vm: &mut Vm, mut hold: Option<Until>, deadline: Deadline) -
             }
             ("failed" | "cancelled", _) => return Err(migration_failure(vm, &reply)),
             // It was told to wait here, and goes on when it is told so.
-            ("pre-switchover", _) => {
+            ("pre-switchover", _) if !is_told => {
+                is_told = true;
                 vm.command("migrate-continue", json!({"state": "pre-switchover"}))?;
             }
             (_, Some(until)) => vm.pause(held, &until.to_string())?,
