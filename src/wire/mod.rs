@@ -4,6 +4,7 @@
 //! come: [`Fault::More`]), `emit` writes into a [`Sink`] exactly the fields it is given, wrong ones too, and `wire_len`
 //! says how many bytes that will be. Whatever `parse` accepts, `emit` gives back byte for byte.
 
+mod colo;
 mod command;
 mod configuration;
 mod cursor;
@@ -20,6 +21,7 @@ mod sink;
 mod vfio;
 pub mod xbzrle;
 
+pub use colo::{ColoCode, ColoMessage};
 pub use command::{Advise, Command, CommandCode, Discard, DiscardRange};
 pub use configuration::{Configuration, ConfigurationSubsection};
 pub use cursor::{Cursor, Fault};
