@@ -10,6 +10,7 @@
 mod answers;
 mod channel;
 mod channels;
+mod crowd;
 mod devices;
 mod doorman;
 mod patient;
