@@ -1,5 +1,6 @@
 //! Device state: any bytes as the body of a VFIO section; any packets in any order, which stay within their memory; and the packets
-//! of devices that keep to the rules, interleaved in any way, which give what was sent.
+//! of devices that keep to the rules, interleaved in any way, which give what was sent. Packets that are looked at before, by an
+//! assembler that keeps no data, come to the same.
 //!
 //! The first byte says which of the three the others are for.
 
@@ -7,7 +8,7 @@ use arbitrary::Unstructured;
 use migwire::ChannelId;
 use migwire::channel::{ChannelEvent as _, Located};
 use migwire::device_state::{
-    Ability, Arrangement, Assembler, DeviceId, Plan, Settings, Slot, SyntheticDevice, SyntheticVerdict,
+    Ability, Arrangement, Assembler, DeviceId, Out, Plan, Settings, Slot, SyntheticDevice, SyntheticVerdict,
     VfioEvent, VfioParser, VfioSection,
 };
 use migwire::dialect::{Dialect, Release};
@@ -59,17 +60,21 @@ const MEMORY: u64 = 300;
 fn any_packets(mut bytes: &[u8]) {
     let ability = [Ability::Live, Ability::Downtime, Ability::Off][usize::from(byte(&mut bytes) % 3)];
     let settings = Settings { ability, memory: MEMORY, load_ready: None };
-    let mut assembler = Assembler::new(settings);
+    let (mut assembler, mut twin) = (Assembler::new(settings), Assembler::without_data(settings));
     let devices: Vec<_> =
         (0..2).map(|n| assembler.set_up(Name(b"vfio"), n).expect("a few devices can be set up")).collect();
-    let mut slots: [Option<Slot>; 4] = [const { None }; 4];
+    for n in 0..2 {
+        twin.set_up(Name(b"vfio"), n).expect("a few devices can be set up");
+    }
+    let mut slots: [Option<(Slot, Slot)>; 4] = [const { None }; 4];
+    let nothing = &mut |_: DeviceId, _: &[u8]| {};
     let (mut given, mut taken) = (0, 0);
     let mut out = |_: DeviceId, bytes: &[u8]| taken += bytes.len();
     while !bytes.is_empty() {
         let step = byte(&mut bytes);
         let channel = usize::from(step >> 4) % slots.len();
         // Errors are what is expected here; each leaves the others as they are.
-        let _ = match step % 8 {
+        let (result, again) = match step % 8 {
             0 | 1 => {
                 let mut field = [0; 256];
                 PaddedName::pad(b"vfio", &mut field);
@@ -79,17 +84,32 @@ fn any_packets(mut bytes: &[u8]) {
                     instance_id: u32::from(byte(&mut bytes) % 3),
                     payload_size: u32::from(byte(&mut bytes)),
                 };
-                let slot = assembler.begin(&packet, ChannelId::Multifd(channel as u8), 0);
-                slot.map(|slot| slots[channel] = Some(slot))
+                let channel_id = ChannelId::Multifd(channel as u8);
+                match (assembler.begin(&packet, channel_id, 0), twin.begin(&packet, channel_id, 0)) {
+                    (Ok(slot), Ok(other)) => {
+                        slots[channel] = Some((slot, other));
+                        (Ok(()), Ok(()))
+                    }
+                    (slot, other) => (slot.map(drop), other.map(drop)),
+                }
             }
             2 | 3 => {
                 let length = usize::from(byte(&mut bytes)).min(bytes.len());
                 let (piece, rest) = bytes.split_at(length);
                 bytes = rest;
                 given += length;
-                slots[channel].as_mut().map_or(Ok(()), |slot| assembler.piece(slot, piece, &mut out))
+                match &mut slots[channel] {
+                    Some((slot, other)) => {
+                        let looked = other.look(piece);
+                        (assembler.piece(slot, piece, &mut out), twin.piece(other, looked, nothing))
+                    }
+                    None => (Ok(()), Ok(())),
+                }
             }
-            4 | 5 => slots[channel].take().map_or(Ok(()), |slot| assembler.end(slot, &mut out)),
+            4 | 5 => match slots[channel].take() {
+                Some((slot, other)) => (assembler.end(slot, &mut out), twin.end(other, nothing)),
+                None => (Ok(()), Ok(())),
+            },
             6 => {
                 let kind = [SectionKind::PART, SectionKind::END, SectionKind::FULL][channel % 3];
                 let length = usize::from(byte(&mut bytes)).min(bytes.len());
@@ -97,21 +117,38 @@ fn any_packets(mut bytes: &[u8]) {
                 bytes = rest;
                 given += length;
                 let device = devices[usize::from(step >> 3 & 1)];
-                let mut section = VfioSection::new(Dialect::ANY, 0);
-                let mut each = |located: Located<'_, VfioEvent<'_>>| {
-                    assembler.handle_main(device, kind, &located, &mut out)
-                };
-                section.handle(body, &mut each).and_then(|()| section.finish(&mut each))
+                (
+                    section_of(&mut assembler, (device, kind), body, &mut out),
+                    section_of(&mut twin, (device, kind), body, nothing),
+                )
             }
-            _ => assembler.switchover(&mut out),
+            _ => (assembler.switchover(&mut out), twin.switchover(nothing)),
         };
+        let message = |result: migwire::Result<()>| result.err().map(|e| e.to_string());
+        assert_eq!(message(result), message(again));
+        assert_eq!(assembler.queued(), twin.queued());
         assert!(assembler.queued() <= MEMORY, "{} bytes wait", assembler.queued());
     }
     let complete = assembler.is_complete();
     let reports = assembler.finish(&mut out);
+    assert_eq!(reports, twin.finish(nothing));
     assert!(!complete || reports.iter().all(|report| report.config.is_some()));
     assert!(reports.iter().all(|report| report.queued_peak <= MEMORY));
     assert!(taken <= given, "{taken} bytes out of {given}");
+}
+
+/// A section of that device and kind.
+fn section_of(
+    assembler: &mut Assembler,
+    (device, kind): (DeviceId, SectionKind),
+    body: &[u8],
+    out: &mut Out<'_>,
+) -> migwire::Result<()> {
+    let mut section = VfioSection::new(Dialect::ANY, 0);
+    let mut each =
+        |located: Located<'_, VfioEvent<'_>>| assembler.handle_main(device, kind, &located, &mut *out);
+    section.handle(body, &mut each)?;
+    section.finish(&mut each)
 }
 
 fn byte(bytes: &mut &[u8]) -> u8 {
@@ -127,7 +164,12 @@ fn byte(bytes: &mut &[u8]) -> u8 {
 /// What bytes choose is the sizes, the channels, and whose turn it is.
 fn good_packets(u: &mut Unstructured<'_>) -> arbitrary::Result<()> {
     let ability = *u.choose(&[Ability::Live, Ability::Downtime])?;
-    let mut assembler = Assembler::new(Settings { ability, ..Settings::default() });
+    let settings = Settings { ability, ..Settings::default() };
+    let (mut assembler, looks) = match u.int_in_range(0..=2)? {
+        0 => (Assembler::new(settings), false),
+        1 => (Assembler::new(settings), true),
+        _ => (Assembler::without_data(settings), true),
+    };
     let mut plans = Vec::new();
     for n in 0..u.int_in_range(1..=3)? {
         let chunk = u.int_in_range(40..=400)?;
@@ -182,7 +224,8 @@ fn good_packets(u: &mut Unstructured<'_>) -> arbitrary::Result<()> {
             }
             Some((mut slot, payload)) => {
                 let (piece, rest) = payload.split_at(u.int_in_range(1..=payload.len())?);
-                assembler.piece(&mut slot, piece, &mut out).expect("it is taken");
+                let looked = if looks { slot.look(piece) } else { piece.into() };
+                assembler.piece(&mut slot, looked, &mut out).expect("it is taken");
                 open[channel] = Some((slot, rest.to_vec()));
             }
         }

@@ -7,7 +7,8 @@
 //! record   writer --> Proxy --> reader                      against  a proxy that only copies
 //! postcopy   pages that are asked for: Source --loopback--> requester
 //! verify, inspect                                           the verbs over a file in the page cache
-//! devices  4 made-up devices over 4 channels --> Destination    against  4 writers --> 4 readers that discard
+//! devices  4 made-up devices over 4 channels --> Destination    against  4 writers --> 4 readers that discard, and against
+//!          4 writers that make their bytes --> 4 readers that look at them
 //! packets                                                   what a multifd packet costs, and the verbs over multifd channels
 //! codec                                                     payloads of multifd packets against zlib and zstd alone
 //! memory                                                    peak of a verb over a stream of many gigabytes
@@ -140,12 +141,22 @@ const MEASUREMENTS: &[Measurement] = &[
     Measurement {
         kind: What::Devices,
         name: "4 devices, 4 channels, when stopped",
-        measure: |c| devices::move_all(Arrangement::Downtime, 0, c),
+        measure: |c| devices::move_all(Arrangement::Downtime, 0, devices::Beside::Plain, c),
+    },
+    Measurement {
+        kind: What::Devices,
+        name: "4 devices, 4 channels, when stopped, beside bytes touched",
+        measure: |c| devices::move_all(Arrangement::Downtime, 0, devices::Beside::Touched, c),
     },
     Measurement {
         kind: What::Devices,
         name: "4 devices, 4 channels, half of it live",
-        measure: |c| devices::move_all(Arrangement::Live, c.size / 8, c),
+        measure: |c| devices::move_all(Arrangement::Live, c.size / 8, devices::Beside::Plain, c),
+    },
+    Measurement {
+        kind: What::Devices,
+        name: "4 devices, 4 channels, half of it live, beside bytes touched",
+        measure: |c| devices::move_all(Arrangement::Live, c.size / 8, devices::Beside::Touched, c),
     },
     Measurement { kind: What::Recv, name: "recv", measure: wire::recv },
     Measurement { kind: What::Record, name: "record", measure: wire::record },

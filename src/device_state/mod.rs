@@ -15,6 +15,6 @@ mod section;
 mod synthetic;
 
 pub use config::{Capabilities, Capability, Config, ConfigPacket, Msix, PciConfig};
-pub use reassembly::{Ability, Assembler, DeviceId, DeviceReport, Out, Settings, Slot};
+pub use reassembly::{Ability, Assembler, DeviceId, DeviceReport, Out, Piece, Settings, Slot, TooEarly};
 pub use section::{VfioEvent, VfioParser, VfioSection};
 pub use synthetic::{Arrangement, Plan, Record, SyntheticCheck, SyntheticDevice, SyntheticVerdict};

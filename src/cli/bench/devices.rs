@@ -1,5 +1,14 @@
 //! State of devices that are made up, from stand-in to stand-in, against as many plain writers and readers.
+//!
+//! ```text
+//! ours     made, written --loopback--> read, put in order, compared
+//! plain         written  --loopback--> read                             how much of the connection is left
+//! touched  made, written --loopback--> read, added up                   what it takes to make bytes, and to look at each
+//! ```
 
+use std::hint::black_box;
+use std::io::{self, Read as _, Write as _};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::thread;
 use std::time::Instant;
 
@@ -9,7 +18,7 @@ use migwire::guest::Pattern;
 use migwire::transport::{self, Listener};
 
 use super::wire::{PATIENCE, loopback, peer};
-use super::{Conditions, Found, Rate, multifd};
+use super::{Conditions, Found, Rate, multifd, stream};
 
 /// Devices and channels.
 const COUNT: u8 = 4;
@@ -17,10 +26,20 @@ const COUNT: u8 = 4;
 /// What a stock source moves at once.
 const CHUNK: u32 = 1 << 20;
 
+/// What the devices are measured against.
+#[derive(Clone, Copy)]
+pub(super) enum Beside {
+    /// Writers that have their bytes already, and readers that discard.
+    Plain,
+    /// Writers that make every byte, and readers that look at each.
+    Touched,
+}
+
 /// All of it checked by the destination, and of each device `live` bytes while the guest would still run.
 pub(super) fn move_all(
     arrangement: Arrangement,
     live: u64,
+    beside: Beside,
     conditions: &Conditions,
 ) -> anyhow::Result<Found> {
     let each = conditions.size / u64::from(COUNT);
@@ -32,7 +51,13 @@ pub(super) fn move_all(
             source.with_multifd(Multifd::new(COUNT)).with_devices(Devices { live: Some(live), ..devices }),
         )
     };
-    conditions.compare(|| ours(source()?, live), || multifd::plain(conditions.size, COUNT))
+    conditions.compare(
+        || ours(source()?, live),
+        || match beside {
+            Beside::Plain => multifd::plain(conditions.size, COUNT),
+            Beside::Touched => multifd::between(conditions.size, COUNT, make_and_pour, add_up),
+        },
+    )
 }
 
 fn ours(source: Source, live: u64) -> anyhow::Result<Rate> {
@@ -41,7 +66,7 @@ fn ours(source: Source, live: u64) -> anyhow::Result<Rate> {
     thread::scope(|scope| {
         let begin = Instant::now();
         let receiver = scope.spawn(|| {
-            // Packets of the live phase wait for the word that no more data comes before them.
+            // Packets of the live phase wait for the word that no more data comes before them, and count as long as they do.
             let memory = (64 << 20) + u64::from(COUNT) * live;
             let settings = Settings { memory, ..Settings::default() };
             let destination =
@@ -59,4 +84,40 @@ fn ours(source: Source, live: u64) -> anyhow::Result<Rate> {
         let bytes = arrival.devices.iter().map(|device| device.multifd_bytes).sum();
         Ok(Rate { bytes, elapsed: begin.elapsed() })
     })
+}
+
+/// Writes numbers, each buffer anew.
+fn make_and_pour(size: u64, to: SocketAddr) -> io::Result<()> {
+    let mut stream = TcpStream::connect(to)?;
+    let mut buffer = vec![0; stream::CHUNK];
+    let (mut left, mut next) = (size, 0_u64);
+    while left > 0 {
+        let count = buffer.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        for word in buffer[..count].as_chunks_mut().0 {
+            *word = next.to_le_bytes();
+            next = next.wrapping_add(1);
+        }
+        stream.write_all(&buffer[..count])?;
+        left -= count as u64;
+    }
+    stream.shutdown(Shutdown::Write)
+}
+
+/// Reads numbers, and adds them up.
+fn add_up(mut input: TcpStream) -> io::Result<u64> {
+    let mut buffer = vec![0; stream::CHUNK];
+    let (mut total, mut sum) = (0, 0_u64);
+    loop {
+        match input.read(&mut buffer)? {
+            0 => break,
+            count => {
+                // Where words are cut off at the end does not matter: it is as much to look at.
+                let words = buffer[..count].as_chunks().0.iter();
+                sum = words.fold(sum, |sum, word| sum.wrapping_add(u64::from_le_bytes(*word)));
+                total += count as u64;
+            }
+        }
+    }
+    black_box(sum);
+    Ok(total)
 }

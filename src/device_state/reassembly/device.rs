@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Ability, DeviceId, Out};
+use crate::device_state::synthetic::{Maker, Run};
 use crate::device_state::{SyntheticCheck, SyntheticVerdict};
 use crate::wire::Name;
 
@@ -40,14 +41,19 @@ pub(super) struct Device {
     pub(super) load_ready: bool,
     pub(super) initial_data_sent: u32,
     pub(super) check: SyntheticCheck,
+    /// What the state seems to be made of, by a packet whose turn has not come.
+    pub(super) guess: Option<Maker>,
     /// The error that this device ended with.
     pub(super) failed: Option<String>,
 }
 
-/// A packet that waits.
+/// A packet that waits: what can be made again, and what stands behind it.
 #[derive(Debug)]
 pub(super) struct Entry {
+    pub(super) run: Option<Run>,
     pub(super) data: Vec<u8>,
+    /// Bytes of data that it has when it is whole.
+    pub(super) size: usize,
     /// Bytes that are counted against the cap for it.
     pub(super) charge: u64,
     /// The slot that still fills it.
@@ -81,6 +87,27 @@ pub struct DeviceReport {
     pub incomplete: Option<String>,
 }
 
+impl Entry {
+    /// Adds the next bytes of the packet, which may have been found to be `run`.
+    pub(super) fn add(&mut self, bytes: &[u8], run: Option<Run>) {
+        let joined = match (run, &self.run) {
+            _ if !self.data.is_empty() => None,
+            (Some(run), Some(before)) => before.joined(&run),
+            (run, None) => run,
+            (None, Some(_)) => None,
+        };
+        if joined.is_some() {
+            self.run = joined;
+            return;
+        }
+        if self.data.is_empty() {
+            let before = self.run.map_or(0, |run| run.length as usize);
+            self.data.reserve_exact(self.size.saturating_sub(before));
+        }
+        self.data.extend_from_slice(bytes);
+    }
+}
+
 impl Device {
     pub(super) fn new(name: Name<'_>, instance: u32) -> Self {
         Self {
@@ -105,6 +132,7 @@ impl Device {
             load_ready: false,
             initial_data_sent: 0,
             check: SyntheticCheck::new(name.0, instance),
+            guess: None,
             failed: None,
         }
     }
@@ -128,6 +156,29 @@ impl Device {
     /// Whether all of it has been taken.
     pub(super) fn is_complete(&self) -> bool {
         self.config.is_some()
+    }
+
+    /// What its state is made of, as far as that is known.
+    pub(super) fn maker(&self) -> Option<Maker> {
+        self.check.maker().or(self.guess)
+    }
+
+    /// Hands data to the device that was found to be `run`, if anything was found.
+    pub(super) fn deliver_seen(&mut self, id: DeviceId, bytes: &[u8], run: Option<&Run>, out: &mut Out<'_>) {
+        match run {
+            Some(run) if self.check.pass(run) => out(id, bytes),
+            _ => self.deliver(id, bytes, out),
+        }
+    }
+
+    /// Hands over what has waited. `is_taken`: somebody wants the bytes.
+    pub(super) fn deliver_entry(&mut self, id: DeviceId, entry: &Entry, is_taken: bool, out: &mut Out<'_>) {
+        if let Some(run) = &entry.run
+            && (is_taken || !self.check.pass(run))
+        {
+            run.make(|bytes| self.deliver(id, bytes, out));
+        }
+        self.deliver(id, &entry.data, out);
     }
 
     /// Hands data to the device.

@@ -19,6 +19,7 @@
 mod device;
 mod packet;
 mod section;
+mod sight;
 #[cfg(test)]
 mod tests;
 
@@ -26,7 +27,9 @@ use std::collections::HashMap;
 
 pub use device::DeviceReport;
 use device::{Device, Entry};
+pub use packet::TooEarly;
 use packet::{Flight, Route};
+pub use sight::{Piece, Slot};
 
 use super::config::ConfigPacket;
 use crate::error::{ChannelId, Error, ErrorKind, Result};
@@ -66,10 +69,6 @@ impl Default for Settings {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct DeviceId(usize);
 
-/// A packet that is being received. Given back with [`Assembler::end`].
-#[derive(Debug)]
-pub struct Slot(usize);
-
 /// Takes the state of devices in order: a device, and its next bytes.
 pub type Out<'a> = dyn FnMut(DeviceId, &[u8]) + 'a;
 
@@ -105,6 +104,8 @@ pub type Out<'a> = dyn FnMut(DeviceId, &[u8]) + 'a;
 #[derive(Debug)]
 pub struct Assembler {
     settings: Settings,
+    /// Somebody wants the data, in order.
+    is_taken: bool,
     devices: Vec<Device>,
     by_name: HashMap<Box<[u8]>, Vec<DeviceId>>,
     flights: Vec<Option<Flight>>,
@@ -119,6 +120,7 @@ impl Assembler {
     pub fn new(settings: Settings) -> Self {
         Self {
             settings,
+            is_taken: true,
             devices: Vec::new(),
             by_name: HashMap::new(),
             flights: Vec::new(),
@@ -126,6 +128,12 @@ impl Assembler {
             queued: 0,
             waiting: 0,
         }
+    }
+
+    /// An assembler for those who do not want the data, but only know whether it is as it must be. What waits is counted against the cap
+    /// all the same, but kept only where it has to be looked at. `out` is not told everything then, and should do nothing.
+    pub fn without_data(settings: Settings) -> Self {
+        Self { is_taken: false, ..Self::new(settings) }
     }
 
     /// A START section has announced a device. Packets that come before belong to nobody.
@@ -223,7 +231,7 @@ impl Assembler {
                 device.next += 1;
                 break;
             }
-            device.deliver(id, &entry.data, out);
+            device.deliver_entry(id, &entry, self.is_taken, out);
             match entry.slot {
                 // The rest of it need not wait any more.
                 Some(slot) => {

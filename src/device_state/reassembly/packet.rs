@@ -1,7 +1,7 @@
 //! What multifd channels bring.
 
 use super::device::{Device, Entry};
-use super::{Ability, Assembler, DOING, DeviceId, Fault, MIXED, Out, Slot, at};
+use super::{Ability, Assembler, DOING, DeviceId, Fault, MIXED, Out, Piece, Slot, at};
 use crate::device_state::ConfigPacket;
 use crate::error::{ChannelId, Error, ErrorKind, Result};
 use crate::limits::{MAX_DEVICE_CONFIG, MAX_DEVICE_PACKET, MAX_QUEUED_PACKETS};
@@ -31,6 +31,15 @@ pub(super) enum Route {
     Queue(u32),
     /// Nowhere: it was refused.
     Refused,
+}
+
+/// What a packet waits for that comes too early.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TooEarly {
+    /// Packets with lower numbers, on multifd channels.
+    Packet,
+    /// The main channel: it has not said yet that no more data comes before packets.
+    Start,
 }
 
 impl Assembler {
@@ -70,19 +79,24 @@ impl Assembler {
             }
         };
         self.flights[slot] = Some(flight);
-        Ok(Slot(slot))
+        let device = &self.devices[id.0];
+        Ok(Slot::new(slot, device.maker(), device.check.owner()))
     }
 
-    /// Whether a packet whose payload begins with `first` would have to wait for another packet, and there is no room for it. Where the
-    /// other one comes on another channel, it helps to read there first.
-    pub fn is_too_early(&self, slot: &Slot, first: &[u8]) -> bool {
-        let Some(Some(flight)) = self.flights.get(slot.0) else { return false };
-        let Ok(head) = VfioPacketHead::parse(&mut Cursor::new(0, first)) else { return false };
+    /// What a packet whose payload begins with `first` would have to wait for, if there is no room for it to wait. Where that comes on
+    /// another channel, it helps to read there first.
+    pub fn too_early(&self, slot: &Slot, first: &[u8]) -> Option<TooEarly> {
+        let flight = self.flights.get(slot.number)?.as_ref()?;
+        let head = VfioPacketHead::parse(&mut Cursor::new(0, first)).ok()?;
         let device = &self.devices[flight.device.0];
-        flight.come == 0
-            && device.may_start(self.settings.ability, self.switched)
-            && head.idx > device.next
-            && self.queued + u64::from(flight.size) > self.settings.memory
+        let is_crowded = self.queued + u64::from(flight.size) > self.settings.memory;
+        if flight.come > 0 || !is_crowded {
+            return None;
+        }
+        match device.may_start(self.settings.ability, self.switched) {
+            true => (head.idx > device.next).then_some(TooEarly::Packet),
+            false => Some(TooEarly::Start),
+        }
     }
 
     /// Takes the next bytes of a packet's payload.
@@ -90,8 +104,14 @@ impl Assembler {
     /// # Errors
     /// What a destination refuses, once the packet's own head is there; the rest of the packet may come and is dropped. `Misuse`: more
     /// bytes than the payload has.
-    pub fn piece(&mut self, slot: &mut Slot, mut bytes: &[u8], out: &mut Out<'_>) -> Result<()> {
-        let flight = open(&mut self.flights, slot.0)?;
+    pub fn piece<'b>(
+        &mut self,
+        slot: &mut Slot,
+        piece: impl Into<Piece<'b>>,
+        out: &mut Out<'_>,
+    ) -> Result<()> {
+        let Piece { mut bytes, run } = piece.into();
+        let flight = open(&mut self.flights, slot.number)?;
         let id = flight.device;
         if bytes.len() > (flight.size - flight.come) as usize {
             let message = format!("more than the {} bytes of the packet", flight.size);
@@ -107,22 +127,30 @@ impl Assembler {
             }
             bytes = rest;
             let (channel, offset) = (flight.channel, flight.offset);
-            match self.admit(slot.0) {
-                Ok(route) => open(&mut self.flights, slot.0)?.route = route,
+            match self.admit(slot.number) {
+                Ok(route) => open(&mut self.flights, slot.number)?.route = route,
                 Err(fault) => {
-                    open(&mut self.flights, slot.0)?.route = Route::Refused;
+                    open(&mut self.flights, slot.number)?.route = Route::Refused;
                     return Err(self.fail(id, fault, channel, offset));
                 }
             }
         }
-        let flight = open(&mut self.flights, slot.0)?;
+        let flight = open(&mut self.flights, slot.number)?;
         flight.come += bytes.len() as u32;
         let device = &mut self.devices[id.0];
+        device.guess = device.guess.or(run.map(|run| run.maker));
         match flight.route {
-            Route::Direct => device.deliver(id, bytes, out),
+            Route::Direct => device.deliver_seen(id, bytes, run.as_ref(), out),
+            Route::Queue(idx) if device.last == Some(idx) => {
+                if let Some(entry) = device.queue.get_mut(&idx) {
+                    entry.add(bytes, None);
+                }
+            }
+            // Nobody takes it, and it will not be looked at.
+            Route::Queue(_) if !self.is_taken && device.check.is_settled() => {}
             Route::Queue(idx) => {
                 if let Some(entry) = device.queue.get_mut(&idx) {
-                    entry.data.extend_from_slice(bytes);
+                    entry.add(bytes, run);
                 }
             }
             Route::Unknown | Route::Refused => {}
@@ -135,14 +163,14 @@ impl Assembler {
     /// # Errors
     /// A config packet that is none. `Misuse`: the payload is not over.
     pub fn end(&mut self, slot: Slot, out: &mut Out<'_>) -> Result<()> {
-        let flight = open(&mut self.flights, slot.0)?;
+        let flight = open(&mut self.flights, slot.number)?;
         let (id, channel, offset, route) = (flight.device, flight.channel, flight.offset, flight.route);
         if flight.come < flight.size && route != Route::Refused {
             let missing = flight.size - flight.come;
             let message = format!("{missing} of {} bytes of the packet are missing", flight.size);
             return Err(at(ErrorKind::Misuse, offset, message).on(channel));
         }
-        self.flights[slot.0] = None;
+        self.flights[slot.number] = None;
         let device = &mut self.devices[id.0];
         match route {
             Route::Direct => {
@@ -242,8 +270,8 @@ impl Assembler {
         device.queued_peak = device.queued_peak.max(device.queued);
         self.queued += charge;
         self.waiting += 1;
-        let data = Vec::with_capacity(size as usize);
-        device.queue.insert(head.idx, Entry { data, charge, slot: Some(slot) });
+        let entry = Entry { run: None, data: Vec::new(), size: size as usize, charge, slot: Some(slot) };
+        device.queue.insert(head.idx, entry);
         Ok(Route::Queue(head.idx))
     }
 

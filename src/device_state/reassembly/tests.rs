@@ -188,6 +188,24 @@ fn memory_is_bounded_and_does_not_depend_on_numbers() {
 }
 
 #[test]
+fn what_comes_too_early_is_known_before_it_is_refused() {
+    let mut bench = Bench::with(Settings { memory: 20, ..Settings::default() });
+    let head = |idx: u8| [0, 0, 0, 0, 0, 0, 0, idx, 0, 0, 0, 0];
+    let slot = bench.begin(1, 12 + 10).unwrap();
+    assert_eq!(bench.assembler.too_early(&slot, &head(0)), Some(TooEarly::Start));
+    bench.section(SectionKind::PART, END).unwrap();
+    assert_eq!(bench.assembler.too_early(&slot, &head(0)), None);
+    assert_eq!(bench.assembler.too_early(&slot, &head(1)), Some(TooEarly::Packet));
+    assert_eq!(bench.assembler.too_early(&slot, &head(1)[..11]), None, "nobody knows");
+    bench.end(slot).unwrap_err();
+    // Half of the packet: there is room.
+    let slot = bench.begin(2, 12 + 5).unwrap();
+    assert_eq!(bench.assembler.too_early(&slot, &head(1)), None);
+    bench.data(3, b"0123").unwrap();
+    assert_eq!(bench.assembler.too_early(&slot, &head(1)), Some(TooEarly::Packet));
+}
+
+#[test]
 fn packets_that_multifd_refuses() {
     let mut bench = Bench::live();
     insta::assert_snapshot!(bench.begin(3, 0).unwrap_err(), @"device state: empty device state of 0000:00:04.0/vfio (multifd channel 3, offset 0x40)");
@@ -418,15 +436,31 @@ fn devices_are_told_apart() {
     assert_eq!(assembler.set_up(Name(b"x"), 0).unwrap_err().kind(), ErrorKind::TooLarge);
 }
 
-/// Sends what `plans` say over as many channels as there are queues, a piece at a time from a channel that `choose` names.
+/// How packets are given to an assembler.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Way {
+    /// As bytes.
+    Plain,
+    /// Looked at before.
+    Looked,
+    /// The same, to an assembler that keeps nothing it need not keep.
+    WithoutData,
+}
+
+/// Sends what `plans` say over as many channels as there are queues, a piece at a time from a channel that `choose` names. The bits
+/// of `flaw` are wrong in the data of one packet: its number in the order in which they begin, byte, bits.
 fn interleave(
-    plans: &[Plan],
-    ability: Ability,
+    (plans, ability, way): (&[Plan], Ability, Way),
     mut queues: Vec<Vec<(usize, u32)>>,
     piece: usize,
+    flaw: (usize, usize, u8),
     mut choose: impl FnMut(usize) -> usize,
 ) -> Vec<DeviceReport> {
-    let mut assembler = Assembler::new(Settings { ability, ..Settings::default() });
+    let settings = Settings { ability, ..Settings::default() };
+    let mut assembler = match way {
+        Way::Plain | Way::Looked => Assembler::new(settings),
+        Way::WithoutData => Assembler::without_data(settings),
+    };
     for plan in plans {
         assembler.set_up(Name::from(plan.device().name()), plan.device().instance()).unwrap();
     }
@@ -434,6 +468,7 @@ fn interleave(
     let mut open: Vec<Option<(Slot, Vec<u8>, usize)>> = queues.iter().map(|_| None).collect();
     let steps = queues.iter().map(Vec::len).sum::<usize>();
     let mut switchover_in = choose(3 * steps + 1);
+    let mut begun = 0;
     loop {
         let busy: Vec<_> =
             (0..queues.len()).filter(|c| open[*c].is_some() || !queues[*c].is_empty()).collect();
@@ -452,6 +487,13 @@ fn interleave(
                 let (plan, idx) = queues[channel].remove(0);
                 let (mut field, mut payload) = ([0; 256], Vec::new());
                 plans[plan].packet(idx, &mut payload);
+                let is_config = idx + 1 == plans[plan].stop_packets().end;
+                if begun == flaw.0 && !is_config {
+                    let data = &mut payload[VfioPacketHead::LEN..];
+                    let at = flaw.1 % data.len();
+                    data[at] ^= flaw.2;
+                }
+                begun += 1;
                 let head = plans[plan].packet_head(idx, &mut field);
                 let slot = assembler.begin(&head, ChannelId::Multifd(channel as u8), 0).unwrap();
                 open[channel] = Some((slot, payload, 0));
@@ -459,17 +501,21 @@ fn interleave(
             Some((slot, payload, from)) if from == payload.len() => assembler.end(slot, &mut out).unwrap(),
             Some((mut slot, payload, from)) => {
                 let to = payload.len().min(from + piece);
-                assembler.piece(&mut slot, &payload[from..to], &mut out).unwrap();
+                let bytes = &payload[from..to];
+                let piece = if way == Way::Plain { bytes.into() } else { slot.look(bytes) };
+                assembler.piece(&mut slot, piece, &mut out).unwrap();
                 open[channel] = Some((slot, payload, to));
             }
         }
     }
     let reports = assembler.finish(&mut |_, _| {});
     assert_eq!(assembler.queued(), 0);
-    for (plan, state) in plans.iter().zip(states) {
-        let mut expected = vec![0; plan.device().size() as usize];
-        plan.device().fill(0, &mut expected);
-        assert!(state == expected, "{}", plan.device().name());
+    if way != Way::WithoutData && flaw.2 == 0 {
+        for (plan, state) in plans.iter().zip(states) {
+            let mut expected = vec![0; plan.device().size() as usize];
+            plan.device().fill(0, &mut expected);
+            assert!(state == expected, "{}", plan.device().name());
+        }
     }
     reports
 }
@@ -482,6 +528,7 @@ proptest! {
         chunk in 1_u32..900,
         piece in 1_usize..1000,
         downtime in any::<bool>(),
+        flaw in (0_usize..12, any::<usize>(), prop_oneof![Just(0), any::<u8>()]),
         choices in prop::collection::vec(any::<prop::sample::Index>(), 64),
     ) {
         let mut chosen = choices.iter().cycle();
@@ -499,9 +546,16 @@ proptest! {
             }
         }
         let ability = if downtime { Ability::Downtime } else { Ability::Live };
-        for (report, plan) in interleave(&plans, ability, queues, piece, &mut choose).iter().zip(&plans) {
+        let [plain, looked, without_data] = [Way::Plain, Way::Looked, Way::WithoutData].map(|way| {
+            let mut chosen = choices.iter().rev().cycle();
+            let choose = |n: usize| chosen.next().map_or(0, |index| index.index(n));
+            interleave((&plans, ability, way), queues.clone(), piece, flaw, choose)
+        });
+        prop_assert_eq!(&plain, &looked);
+        prop_assert_eq!(&plain, &without_data);
+        for (report, plan) in plain.iter().zip(&plans) {
             prop_assert_eq!(&report.incomplete, &None);
-            prop_assert_eq!(report.synthetic, SyntheticVerdict::Equal);
+            prop_assert!(report.synthetic == SyntheticVerdict::Equal || flaw.2 != 0);
             prop_assert_eq!(report.multifd_bytes, plan.device().size());
             prop_assert_eq!(report.config.as_ref(), Some(&plan.device().config()));
         }

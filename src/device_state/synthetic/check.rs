@@ -1,6 +1,6 @@
 //! Whether received state is what its own header says.
 
-use super::{HEADER_LEN, MAGIC, STEP, owner, start};
+use super::{HEADER_LEN, MAGIC, Maker, Run, owner};
 
 /// Takes a device's state in order, in pieces of any size, and compares it with what it must be.
 #[derive(Clone, Debug)]
@@ -15,10 +15,8 @@ pub struct SyntheticCheck {
 enum State {
     /// In the header; what has come of it.
     Header([u8; HEADER_LEN as usize]),
-    Body {
-        start: u64,
-        size: u64,
-    },
+    /// Behind it.
+    Body(Maker),
     /// State of a device that is none of ours.
     Foreign,
     Different(u64),
@@ -54,10 +52,11 @@ impl SyntheticCheck {
             bytes = rest;
             self.state = after(*header, self.come as usize, self.owner);
         }
-        if let State::Body { start, size } = self.state {
+        if let State::Body(maker) = self.state {
+            let size = maker.size();
             let (within, beyond) =
                 bytes.split_at(usize::try_from(size - self.come).unwrap_or(usize::MAX).min(bytes.len()));
-            if let Some(at) = first_wrong(start, self.come, within) {
+            if let Some(at) = maker.first_wrong(self.come, within) {
                 self.state = State::Different(self.come + at as u64);
             } else if !beyond.is_empty() {
                 self.state = State::Different(size);
@@ -67,13 +66,41 @@ impl SyntheticCheck {
         }
     }
 
+    /// Takes bytes that have been found to be these, if they are the next ones. `false`: they must be handled.
+    pub(in crate::device_state) fn pass(&mut self, run: &Run) -> bool {
+        let is_next =
+            matches!(self.state, State::Body(maker) if maker == run.maker) && self.come == run.offset;
+        if is_next {
+            self.come += run.length;
+        }
+        is_next
+    }
+
+    /// What the state is made of, if it is made up and its header has come.
+    pub(in crate::device_state) fn maker(&self) -> Option<Maker> {
+        match self.state {
+            State::Body(maker) => Some(maker),
+            _ => None,
+        }
+    }
+
+    /// What the header must say of whose state it is.
+    pub(in crate::device_state) fn owner(&self) -> u64 {
+        self.owner
+    }
+
+    /// Whether nothing that comes can change the verdict.
+    pub(in crate::device_state) fn is_settled(&self) -> bool {
+        matches!(self.state, State::Foreign | State::Different(_))
+    }
+
     /// What came of it.
     pub fn verdict(&self) -> SyntheticVerdict {
         match self.state {
             State::Foreign => SyntheticVerdict::Foreign,
             State::Header(_) if self.come < 8 => SyntheticVerdict::Foreign,
-            State::Body { size, .. } if self.come == size => SyntheticVerdict::Equal,
-            State::Header(_) | State::Body { .. } => SyntheticVerdict::Short(self.come),
+            State::Body(maker) if self.come == maker.size() => SyntheticVerdict::Equal,
+            State::Header(_) | State::Body(_) => SyntheticVerdict::Short(self.come),
             State::Different(at) => SyntheticVerdict::Different(at),
         }
     }
@@ -87,44 +114,8 @@ fn after(header: [u8; HEADER_LEN as usize], come: usize, owner: u64) -> State {
     if come < header.len() {
         return State::Header(header);
     }
-    let (words, _) = header.as_chunks::<8>();
-    match words.iter().map(|word| u64::from_le_bytes(*word)).collect::<Vec<_>>()[..] {
-        [_, seed, size, found] if found == owner && size >= HEADER_LEN => {
-            State::Body { start: start(seed), size }
-        }
-        // The state of another device, say.
-        _ => State::Different(16),
-    }
-}
-
-/// The first wrong one of `bytes`, which stand at `offset`.
-fn first_wrong(start: u64, offset: u64, bytes: &[u8]) -> Option<usize> {
-    let word = |at: u64| start.wrapping_add((at / 8).wrapping_mul(STEP));
-    let wrong = |(at, byte): (u64, &u8)| *byte != word(at).to_le_bytes()[(at % 8) as usize];
-    let slow = |from: usize, to: usize| {
-        (offset + from as u64..).zip(&bytes[from..to]).position(wrong).map(|at| from + at)
-    };
-
-    let odd = ((offset.next_multiple_of(8) - offset) as usize).min(bytes.len());
-    if let Some(at) = slow(0, odd) {
-        return Some(at);
-    }
-    // Blocks of words, without a branch in them; where one is wrong it is looked at byte by byte.
-    const BLOCK: usize = 1024;
-    let mut at = odd;
-    let mut next = word(offset + odd as u64);
-    for block in bytes[odd..].chunks_exact(BLOCK) {
-        let mut differ = 0;
-        for chunk in block.as_chunks::<8>().0 {
-            differ |= u64::from_le_bytes(*chunk) ^ next;
-            next = next.wrapping_add(STEP);
-        }
-        if differ != 0 {
-            return slow(at, at + BLOCK);
-        }
-        at += BLOCK;
-    }
-    slow(at, bytes.len())
+    // Otherwise it is the state of another device, say.
+    Maker::of_header(&header, owner).map_or(State::Different(16), State::Body)
 }
 
 #[cfg(test)]

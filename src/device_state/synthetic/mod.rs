@@ -10,11 +10,13 @@
 //! that is wrong. No two words of a device are equal: pieces that are lost, doubled or exchanged show.
 
 mod check;
+mod maker;
 mod plan;
 
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 pub use check::{SyntheticCheck, SyntheticVerdict};
+pub(super) use maker::{Maker, Run};
 pub use plan::{Arrangement, Plan, Record};
 
 use crate::dialect::Dialect;
@@ -116,25 +118,7 @@ impl SyntheticDevice {
 
     /// Writes the state from byte `offset` on.
     pub fn fill(&self, offset: u64, out: &mut [u8]) {
-        let header = [MAGIC, self.seed, self.size, owner(self.name.as_bytes(), self.instance)];
-        let start = start(self.seed);
-        let word = |at: u64| match header.get((at / 8) as usize) {
-            Some(word) => *word,
-            None => start.wrapping_add((at / 8).wrapping_mul(STEP)),
-        };
-        // Byte by byte up to where the words count, and stand whole.
-        let aligned = offset.max(HEADER_LEN).next_multiple_of(8) - offset;
-        let (odd, rest) = out.split_at_mut((aligned as usize).min(out.len()));
-        for (at, byte) in (offset..).zip(odd) {
-            *byte = word(at).to_le_bytes()[(at % 8) as usize];
-        }
-        let (whole, last) = rest.as_chunks_mut::<8>();
-        let mut next = word(offset + aligned);
-        for chunk in whole {
-            *chunk = next.to_le_bytes();
-            next = next.wrapping_add(STEP);
-        }
-        last.copy_from_slice(&next.to_le_bytes()[..last.len()]);
+        Maker::new(self.name.as_bytes(), self.instance, self.size, self.seed).fill(offset, out);
     }
 
     /// Its config: that of a PCI Express endpoint with one memory region and [`MESSAGES`](Self::MESSAGES) interrupt messages.
@@ -174,11 +158,6 @@ impl SyntheticDevice {
 /// What stands for a device in the header of its state.
 fn owner(name: &[u8], instance: u32) -> u64 {
     xxh3_64_with_seed(name, u64::from(instance))
-}
-
-/// The word that would be word 0 if there were no header.
-fn start(seed: u64) -> u64 {
-    xxh3_64_with_seed(b"migwire", seed)
 }
 
 #[cfg(test)]

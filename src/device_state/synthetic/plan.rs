@@ -194,16 +194,32 @@ impl Plan {
 
     /// Writes the payload of a packet.
     pub fn packet(&self, idx: u32, out: &mut Vec<u8>) {
-        match self.packet_data(idx) {
-            Some((offset, length)) => {
-                VfioPacketHead::data(idx).emit(out);
-                self.fill(offset, length, out);
-            }
+        let from = out.len();
+        out.resize(from + self.packet_len(idx) as usize, 0);
+        self.packet_part(idx, 0, &mut out[from..]);
+    }
+
+    /// Writes as much of a packet's payload as `out` takes, from byte `from` on. What there is not of it leaves `out` as it is.
+    pub fn packet_part(&self, idx: u32, from: u32, out: &mut [u8]) {
+        let left = self.packet_len(idx).saturating_sub(from) as usize;
+        let left = left.min(out.len());
+        let out = &mut out[..left];
+        let mut front = Vec::with_capacity(VfioPacketHead::LEN);
+        let data = self.packet_data(idx);
+        match data {
+            Some(_) => VfioPacketHead::data(idx).emit(&mut front),
             None => {
-                VfioPacketHead::config(idx).emit(out);
-                self.emit(Record::Config, out);
-                VfioTag::END_OF_STATE.emit(out);
+                VfioPacketHead::config(idx).emit(&mut front);
+                self.emit(Record::Config, &mut front);
+                VfioTag::END_OF_STATE.emit(&mut front);
             }
+        }
+        let front = &front[front.len().min(from as usize)..];
+        let (of_front, rest) = out.split_at_mut(left.min(front.len()));
+        of_front.copy_from_slice(&front[..of_front.len()]);
+        if let Some((offset, _)) = data {
+            let begun = u64::from(from).saturating_sub(VfioPacketHead::LEN as u64);
+            self.device.fill(offset + begun, rest);
         }
     }
 
@@ -358,6 +374,25 @@ mod tests {
         assert_eq!(tags("8.0"), (Some(Record::Tag(end)), vec![Record::Tag(end)]));
         assert_eq!(tags("10.0"), (Some(Record::Tag(sent)), vec![Record::Tag(end)]));
         assert_eq!(tags("10.1"), (Some(Record::Tag(sent)), vec![Record::Tag(ready)]));
+    }
+
+    #[test]
+    fn a_packet_in_parts_is_the_same() {
+        let plan = device(250).plan(Arrangement::Live, Dialect::ANY);
+        for idx in plan.live_packets().chain(plan.stop_packets()) {
+            let mut whole = Vec::new();
+            plan.packet(idx, &mut whole);
+            for step in [1, 5, 12, 13, 50, 113, 5000] {
+                let mut parts = vec![0xa5; whole.len()];
+                for (n, part) in parts.chunks_mut(step).enumerate() {
+                    plan.packet_part(idx, (n * step) as u32, part);
+                }
+                assert!(parts == whole, "{idx} in steps of {step}");
+            }
+            let mut behind = [0xa5; 3];
+            plan.packet_part(idx, whole.len() as u32 - 1, &mut behind);
+            assert_eq!(behind[1..], [0xa5; 2]);
+        }
     }
 
     #[test]

@@ -212,13 +212,16 @@ impl<'a> Serving<'a> {
     /// A piece of device state.
     fn device_data(&mut self, bytes: &[u8], is_last: bool) -> Result<()> {
         let Some(mut slot) = self.slot.take() else { return Ok(()) };
+        // As much as possible before the lock is taken.
+        let piece = slot.look(bytes);
         let mut devices = self.channels.devices();
-        if devices.is_too_early(&slot, bytes) {
+        let mut may_wait = true;
+        while may_wait && devices.too_early(&slot, bytes).is_some() {
             drop(devices);
-            self.channels.await_room(|| self.channels.devices().is_too_early(&slot, bytes));
+            may_wait = self.channels.await_room(self.id, || self.channels.devices().too_early(&slot, bytes));
             devices = self.channels.devices();
         }
-        devices.piece(&mut slot, bytes, &mut |_, _| {})?;
+        devices.piece(&mut slot, piece, &mut |_, _| {})?;
         if is_last {
             devices.end(slot, &mut |_, _| {})?;
             drop(devices);

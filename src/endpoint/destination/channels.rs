@@ -14,6 +14,7 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
+use super::crowd::Crowd;
 use super::paging::{Paging, RequestReport};
 use super::preempt::PreemptArrival;
 use crate::capture::Recorder;
@@ -116,7 +117,7 @@ pub(super) struct State {
     /// The receiver asks whether anybody else is at the door, and the doorman has looked so many times since.
     pub(super) asked: u64,
     /// Channels whose packets of device state wait for packets on other channels.
-    pub(super) crowded: usize,
+    pub(super) crowd: Crowd,
     pub(super) looked: u64,
     pub(super) arrivals: BTreeMap<u8, ChannelArrival>,
     pub(super) preempt: Option<PreemptArrival>,
@@ -169,8 +170,8 @@ impl Channels {
             activity: Arc::default(),
             pages: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
-            devices: Mutex::new(Assembler::new(settings.devices)),
             paging: Mutex::default(),
+            devices: Mutex::new(Assembler::without_data(settings.devices)),
             state: Mutex::new(state),
             changed: Condvar::new(),
             settings,

@@ -102,6 +102,8 @@ impl Devices {
             return Ok(());
         }
         loop {
+            // Asked first: what comes until the reports are made is in them.
+            let are_silent = channels.are_silent();
             let reports = channels.devices().finish(&mut |_, _| {});
             let Some(report) = reports.iter().find(|report| report.incomplete.is_some()) else {
                 return reports.iter().try_for_each(is_as_made);
@@ -111,7 +113,7 @@ impl Devices {
             }
             // Channels that stand at a SYNC which nothing answers will not read what is behind it.
             let never_starts = channels.settings.devices.ability == Ability::Downtime && !self.switched;
-            if never_starts || channels.are_silent() || !channels.wait_for_devices(pace) {
+            if never_starts || are_silent || !channels.wait_for_devices(pace) {
                 return Err(incomplete(report, never_starts, channels));
             }
         }

@@ -17,6 +17,7 @@
 mod answers;
 mod channel;
 mod channels;
+mod crowd;
 mod devices;
 mod doorman;
 mod paging;

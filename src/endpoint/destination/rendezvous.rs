@@ -4,6 +4,8 @@ use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::channels::{Channels, Expected, State};
+use super::crowd::Place;
+use crate::device_state::TooEarly;
 use crate::endpoint::pace::Pace;
 use crate::error::{Error, ErrorKind, Result};
 use crate::multifd::SyncMode;
@@ -15,6 +17,9 @@ const DOING: &str = "multifd channels";
 /// main channel speaks of multifd.
 const GRACE: Duration = Duration::from_millis(500);
 
+/// How long packets of device state that fill the memory wait for a word on the main channel, whose thread may be held up.
+const FORBEARANCE: Duration = Duration::from_secs(2);
+
 impl Channels {
     /// The main channel is past its START sections.
     pub(super) fn note_running(&self) {
@@ -23,25 +28,38 @@ impl Channels {
 
     /// Something has come that others may wait for.
     pub(super) fn notify(&self) {
-        drop(self.state());
-        self.changed.notify_all();
+        self.change(|state| state.crowd.advance());
     }
 
-    /// Lets a channel wait as long as its packet `is_too_early` and another channel may bring what it waits for: threads do not get on
-    /// equally well, and one that is held up would let the others fill any memory.
-    pub(super) fn await_room(&self, is_too_early: impl Fn() -> bool) {
+    /// Lets channel `id` wait as long as its packet is `too_early` and another channel may bring what it waits for: threads do not get
+    /// on equally well, and one that is held up would let the others fill any memory. `false`: nothing can come that would make room.
+    ///
+    /// For other packets that is so when all channels stand here, and each has looked since the last packet ended; one that was not
+    /// woken yet may be the one that goes on. For the main channel it is so when that waits for this one; or when it has had its time, as
+    /// it may be silent on purpose.
+    pub(super) fn await_room(&self, id: u8, too_early: impl Fn() -> Option<TooEarly>) -> bool {
         let begin = Instant::now();
-        self.change(|state| state.crowded += 1);
-        while is_too_early() {
-            let state = self.state();
-            let is_stuck =
-                state.barrier.open() <= state.crowded || begin.elapsed() > self.settings.limits.silence;
-            if is_stuck || state.end.is_some() {
-                break;
+        let mut place = Place::default();
+        loop {
+            let turn = self.state().crowd.turn();
+            let waits_for = too_early();
+            let mut state = self.state();
+            let (is_stuck, patience) = match waits_for {
+                None => {
+                    state.crowd.leave(&place);
+                    return true;
+                }
+                Some(TooEarly::Packet) if !state.crowd.join(turn, &mut place) => continue,
+                Some(TooEarly::Packet) => {
+                    (state.barrier.open() <= state.crowd.count(), self.settings.limits.silence)
+                }
+                Some(TooEarly::Start) => (state.barrier.missing().any(|other| other == id), FORBEARANCE),
+            };
+            if is_stuck || begin.elapsed() > patience || state.end.is_some() {
+                return false;
             }
             drop(self.wait(state, GRACE / 50));
         }
-        self.change(|state| state.crowded -= 1);
     }
 
     /// Whether nothing can come on any multifd channel: each has ended, or stands at a SYNC that was never answered.

@@ -6,6 +6,9 @@
 //! ```
 //! That is the order in which stock sources have them. Source: `migration/multifd-zero-page.c`, `multifd_send_zero_page_detect`.
 
+use std::sync::Arc;
+
+use crate::device_state::Plan;
 use crate::guest::is_zero;
 use crate::wire::DevicePacket;
 
@@ -20,8 +23,10 @@ pub(super) enum Job {
     },
     /// SYNC.
     Sync,
-    /// Device state.
+    /// Device state that is there already.
     Device { head: Box<[u8; DevicePacket::LEN]>, payload: Vec<u8> },
+    /// A packet of device state, which the channel makes.
+    State { plan: Arc<Plan>, idx: u32 },
     /// The end of the channel.
     Close,
 }

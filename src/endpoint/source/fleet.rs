@@ -19,7 +19,6 @@ use crate::device_state::{Arrangement, Plan, Record, SyntheticDevice};
 use crate::dialect::Dialect;
 use crate::error::{Error, ErrorKind, Result};
 use crate::limits::{MAX_DEVICES, PIECE};
-use crate::multifd::Framer;
 use crate::stream::Event;
 use crate::wire::{Bulk, SectionFooter, SectionHead, SectionIdentity, SectionKind};
 
@@ -253,19 +252,20 @@ impl<'s, 'a> Fleet<'s, 'a> {
 type Records = Box<dyn Iterator<Item = Record>>;
 
 /// The thread of a device.
-fn send(plan: &Plan, packets: std::ops::Range<u32>, shared: &Shared<'_>, dealer: &Dealer) -> Result<Packets> {
+fn send(
+    plan: &Arc<Plan>,
+    packets: std::ops::Range<u32>,
+    shared: &Shared<'_>,
+    dealer: &Dealer,
+) -> Result<Packets> {
     let mut sent = Packets::default();
-    let name = plan.device().name().as_bytes();
     for idx in packets {
         if shared.is_over() {
             break;
         }
-        let mut payload = shared.take_buffer();
-        plan.packet(idx, &mut payload);
         sent.count += 1;
-        sent.bytes += payload.len() as u64;
-        let head = Framer::device(name, plan.device().instance(), payload.len() as u32);
-        dealer.deal(Job::Device { head: Box::new(head), payload }).map_err(|_| shared.reason())?;
+        sent.bytes += u64::from(plan.packet_len(idx));
+        dealer.deal(Job::State { plan: Arc::clone(plan), idx }).map_err(|_| shared.reason())?;
     }
     Ok(sent)
 }

@@ -15,12 +15,16 @@ use super::misconduct::{Misconduct, Misdeeds};
 use super::multifd::{ChannelDeparture, ZeroPages};
 use super::shared::{Failure, Shared, failed_write};
 use crate::capture::{ChannelTap, Direction};
+use crate::device_state::Plan;
 use crate::endpoint::pace::Pace;
 use crate::error::{ChannelId, Error, ErrorKind};
 use crate::multifd::Framer;
 use crate::multifd::codec::Codec;
 use crate::transport::Connection;
 use crate::wire::{Method, MultifdHello, Wire as _};
+
+/// Device state is made and written by so many bytes.
+const DEVICE_PIECE: usize = 64 << 10;
 
 /// A multifd channel, from the source's side.
 pub(super) struct Worker<'s> {
@@ -81,12 +85,33 @@ impl Worker<'_> {
                     self.line.departure.device_packets += 1;
                     self.shared.give_back(payload);
                 }
+                Job::State { plan, idx } => self.state(&plan, idx)?,
                 Job::Close => {
                     self.line.connection.shutdown_write()?;
                     return Ok(());
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Makes a packet of device state in pieces, each of which is sent while the cache still has it.
+    fn state(&mut self, plan: &Plan, idx: u32) -> Result<(), Failure> {
+        let size = plan.packet_len(idx);
+        let head = Framer::device(plan.device().name().as_bytes(), plan.device().instance(), size);
+        let mut buffer = std::mem::take(&mut self.buffer);
+        if buffer.len() < DEVICE_PIECE {
+            buffer.resize(DEVICE_PIECE, 0);
+        }
+        for from in (0..size).step_by(DEVICE_PIECE) {
+            let piece = &mut buffer[..DEVICE_PIECE.min((size - from) as usize)];
+            plan.packet_part(idx, from, piece);
+            let head: &[u8] = if from == 0 { &head } else { &[] };
+            self.line.write(head, piece)?;
+        }
+        self.buffer = buffer;
+        self.line.departure.packets += 1;
+        self.line.departure.device_packets += 1;
         Ok(())
     }
 
