@@ -68,3 +68,45 @@ fn a_chain_of_commands_is_not_held() {
     }
     assert!(most <= PIECE + 1024, "{most} bytes were held");
 }
+
+/// The clock of a guest that reads like the footer of section 0 and the EOF of its package: a recording of 11.1 had it.
+#[test]
+fn a_clock_is_not_the_end_of_a_package() {
+    use crate::channel::ChannelEvent as _;
+    let timer = SectionIdentity { idstr: "timer".into(), instance_id: 0, version_id: 2 };
+    let head = Event::Section(SectionHead { kind: FULL, section_id: 0, identity: Some(timer) });
+    let mut inside = Vec::new();
+    Event::Command(Command::PostcopyListen).emit(&mut inside);
+    head.emit(&mut inside);
+    inside.extend_from_slice(b"\0\0\0\x01\x7b\x4d\x1c\x7e\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x05");
+    Event::Footer(SectionFooter { section_id: 0 }).emit(&mut inside);
+    Event::Command(Command::PostcopyRun).emit(&mut inside);
+    let mut stream = Vec::new();
+    for event in [
+        Event::Header(FileHeader::CURRENT),
+        Event::Command(Command::PostcopyAdvise(None)),
+        full(1),
+        Event::Footer(SectionFooter { section_id: 1 }),
+        Event::Command(Command::Packaged { size: inside.len() as u32 }),
+    ] {
+        event.emit(&mut stream);
+    }
+    stream.extend_from_slice(&inside);
+    stream.push(0);
+    let mut parser = Parser::new();
+    let (mut start, mut end, mut payloads) = (0, 0, Vec::new());
+    loop {
+        let tail = if end == stream.len() { Tail::Closed } else { Tail::Open };
+        match parser.step(&stream[start..end], tail).unwrap() {
+            Step::End => break,
+            Step::Event(located) => {
+                if let Event::Payload(bulk) = located.event {
+                    payloads.push(bulk.len());
+                }
+                start += located.raw.len();
+            }
+            Step::More(_) => end += 1,
+        }
+    }
+    assert_eq!(payloads, [24]);
+}
