@@ -77,6 +77,7 @@ fn meet(channels: &Channels, connection: Connection, number: u32, main: &Sender<
         channels.complain(Error::new(kind, 0, DOING, message).on(here));
         Ok(())
     };
+    let leg = channels.pauses();
     let first = match first_bytes(channels, &connection) {
         // Where nobody asks for a page, nothing comes on a preempt channel.
         Ok(first) if first.is_empty() && channels.may_have_preempt() => {
@@ -117,9 +118,19 @@ fn meet(channels: &Channels, connection: Connection, number: u32, main: &Sender<
     if comes_back && !channels.await_pause() {
         return dismiss(ErrorKind::OutOfOrder, "a source that came back, and nothing was paused".to_owned());
     }
+    // A preempt channel that had said nothing when the connections broke belongs to those.
+    if !comes_back && channels.pauses() > leg {
+        channels.dismiss(&connection);
+        return Ok(());
+    }
     if channels.may_have_preempt() && !comes_back && !channels.is_paused() {
         channels.note_known(&connection);
         return preempt::serve(channels, &connection, first);
+    }
+    if channels.is_paused() && !comes_back && magic != Some(FileHeader::MAGIC) {
+        let message =
+            format!("a connection beginning with {first:02x?} while postcopy is paused was dropped");
+        return dismiss(ErrorKind::OutOfOrder, message);
     }
     if channels.is_paused() && magic == Some(FileHeader::MAGIC) {
         let message = "another migration begins, where a paused one was expected to go on".to_owned();

@@ -134,6 +134,11 @@ impl Channels {
         true
     }
 
+    /// How often the connections broke.
+    pub(super) fn pauses(&self) -> u32 {
+        self.state().pauses
+    }
+
     /// What has broken first, if it was not the main channel.
     fn take_interruption(&self) -> Option<Error> {
         self.state().interruption.take()
