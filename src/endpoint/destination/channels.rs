@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use super::crowd::Crowd;
 use super::paging::{Paging, RequestReport};
@@ -110,7 +111,7 @@ pub(super) struct State {
     /// Everybody of whom it is known what it is, to be let go of in the end.
     pub(super) connections: Vec<Connection>,
     /// Connections that have not said what they are.
-    pub(super) strangers: Vec<Connection>,
+    pub(super) strangers: Vec<Stranger>,
     pub(super) main: Option<Connection>,
     pub(super) has_main: bool,
     pub(super) accepted: u32,
@@ -129,6 +130,12 @@ pub(super) struct State {
     pub(super) pauses: u32,
     /// What broke, if another channel saw it first.
     pub(super) interruption: Option<Error>,
+}
+
+/// Who has connected, and has not said what it is.
+pub(super) struct Stranger {
+    pub(super) connection: Connection,
+    pub(super) since: Instant,
 }
 
 /// How it all ended.
@@ -208,7 +215,7 @@ impl Channels {
             if state.strangers.len() >= MAX_UNKNOWN || state.end.is_some() {
                 return None;
             }
-            state.strangers.push(connection.clone());
+            state.strangers.push(Stranger { connection: connection.clone(), since: Instant::now() });
             state.accepted += 1;
             Some(state.accepted - 1)
         })
@@ -217,7 +224,7 @@ impl Channels {
     /// A connection has said what it is, or has gone away.
     pub(super) fn note_known(&self, connection: &Connection) {
         self.change(|state| {
-            state.strangers.retain(|other| !other.is_same(connection));
+            state.strangers.retain(|other| !other.connection.is_same(connection));
             state.connections.push(connection.clone());
         });
     }
@@ -237,7 +244,7 @@ impl Channels {
         let _ = connection.shutdown();
         self.change(|state| {
             state.connections.retain(|other| !other.is_same(connection));
-            state.strangers.retain(|other| !other.is_same(connection));
+            state.strangers.retain(|other| !other.connection.is_same(connection));
         });
     }
 
@@ -464,7 +471,8 @@ impl State {
     /// Lets go of everybody but the main channel.
     pub(super) fn let_go(&mut self, end: impl Fn(&Connection) -> Result<()>) {
         let main = self.main.as_ref();
-        let all = self.connections.iter().chain(&self.strangers);
+        let strangers = self.strangers.iter().map(|stranger| &stranger.connection);
+        let all = self.connections.iter().chain(strangers);
         for connection in all.filter(|c| main.is_none_or(|main| !c.is_same(main))) {
             // Who has gone already cannot be told.
             let _ = end(connection);

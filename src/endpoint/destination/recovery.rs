@@ -22,6 +22,9 @@ use crate::stream::Parser;
 /// How long it may take to notice that the connections are broken, when the source has noticed it.
 pub(super) const RETURN: Duration = Duration::from_secs(5);
 
+/// A source that comes back says so sooner than this.
+const RETICENCE: Duration = Duration::from_secs(1);
+
 /// The next connection of a migration, and how its main channel is read.
 pub(super) struct Resumed {
     pub(super) front: Front,
@@ -152,8 +155,14 @@ impl Channels {
         self.change(|state| {
             state.paused = true;
             state.pauses += 1;
-            // Not those who have not said what they are: one of them may be the source that comes back already.
-            for connection in state.connections.drain(..).chain(state.main.take()) {
+            // A young stranger may be the source that comes back already; an old one is a preempt channel that had nothing to say.
+            let strangers = std::mem::take(&mut state.strangers);
+            let (old, young): (Vec<_>, Vec<_>) =
+                strangers.into_iter().partition(|stranger| stranger.since.elapsed() > RETICENCE);
+            state.strangers = young;
+            let old = old.into_iter().map(|stranger| stranger.connection);
+            let known = std::mem::take(&mut state.connections);
+            for connection in known.into_iter().chain(state.main.take()).chain(old) {
                 // Who has gone already cannot be told.
                 let _ = connection.reset();
             }
