@@ -10,6 +10,7 @@ mod inspect;
 mod output;
 mod record;
 mod recv;
+mod replay;
 mod send;
 mod verify;
 
@@ -40,6 +41,7 @@ enum Verb {
     Bench(bench::Bench),
     Record(record::Record),
     Recv(recv::Recv),
+    Replay(replay::Replay),
     Verify(verify::Verify),
     Send(Box<send::Send>),
     Inspect(inspect::Inspect),
@@ -53,6 +55,7 @@ pub(crate) fn run() -> ExitCode {
         Verb::Bench(bench) => bench.run(),
         Verb::Record(record) => record.run(),
         Verb::Recv(recv) => recv.run(),
+        Verb::Replay(replay) => replay.run(),
         Verb::Verify(verb) => verb.run(),
         Verb::Send(send) => send.run(),
         Verb::Inspect(verb) => verb.run(),
