@@ -231,6 +231,15 @@ impl ChannelTap {
         }
     }
 
+    /// Says that there was such a channel, even if no byte ever passes on it.
+    pub fn announce(&self) {
+        let mut interface = lock(&self.interface);
+        let mut state = self.shared.lock();
+        if interface.index.is_none() && state.sink.is_some() {
+            interface.index = state.add_interface(&interface);
+        }
+    }
+
     fn unwritten(&self, what: &str, change: impl FnOnce(&mut Interface)) -> Result<()> {
         let mut interface = lock(&self.interface);
         if interface.index.is_some() {

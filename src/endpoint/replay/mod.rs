@@ -40,6 +40,10 @@ const DOING: &str = "replaying";
 /// Longest wait for a destination without return path to close the connection.
 const PARTING: Duration = Duration::from_secs(5);
 
+/// How long a leg that was broken in the recording is held before it is broken again. A destination takes a break for a pause only when its
+/// guest runs, of which it says nothing.
+const SETTLING: Duration = Duration::from_millis(500);
+
 /// When what was recorded is sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Timing {
@@ -300,6 +304,7 @@ impl Replay {
     /// Everything is sent: waits for the last word.
     fn part(&self, stage: &Stage, main: &Connection, has_return_path: bool, is_last: bool) -> Result<()> {
         if !is_last {
+            thread::sleep(SETTLING);
             return Ok(());
         }
         if has_return_path {

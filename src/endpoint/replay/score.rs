@@ -132,7 +132,7 @@ impl Leg {
 
         let mut gates = marks.gates(&words);
         if let Some(places) = &main_places {
-            gates.extend(words.heard_at(places));
+            gates.extend(marks.heard(&words, places));
         }
         gates.sort_unstable();
         gates.dedup();
@@ -167,6 +167,8 @@ struct Marks {
     bitmaps: Vec<u64>,
     /// Behind RESUME.
     resume: Option<u64>,
+    /// Where the destination knows of each PING: behind it, or behind the package that it is in.
+    pings: Vec<u64>,
     opens_return_path: bool,
     is_complete: bool,
 }
@@ -194,6 +196,11 @@ impl Marks {
                     marks.switchover.get_or_insert(located.range.start);
                 }
                 Event::Command(Command::RecvBitmap { .. }) => marks.bitmaps.push(located.range.end),
+                Event::Command(Command::Ping(_)) => {
+                    // A package is executed when all of it is there.
+                    let end = parser.grammar().package_end().unwrap_or(0);
+                    marks.pings.push(located.range.end.max(end));
+                }
                 Event::Command(Command::PostcopyResume) => marks.resume = Some(located.range.end),
                 Event::Eof if parser.grammar().package_end().is_none() => marks.is_complete = true,
                 _ => {}
@@ -217,6 +224,30 @@ impl Marks {
         let bitmaps = self.bitmaps.iter().enumerate();
         gates.extend(bitmaps.map(|(i, at)| (*at, Gate::Heard(MessageKind::RECV_BITMAP.0, i + 1))));
         gates.extend(self.resume.map(|at| (at, Gate::Heard(MessageKind::RESUME_ACK.0, 1))));
+        gates
+    }
+
+    /// By when on the main channel, whose bytes stand at `main`, the destination had said what. Whoever recorded it may have taken note
+    /// of an answer before the question, so nothing is expected before its question is out.
+    fn heard(&self, words: &Words, main: &[Place]) -> Vec<(u64, Gate)> {
+        let mut counts = BTreeMap::new();
+        let mut gates = Vec::new();
+        let mut least = 0;
+        for (word, position) in words.positions() {
+            let count = counts.entry(word.kind.0).or_insert(0);
+            let question = match word.kind {
+                MessageKind::PONG => self.pings.get(*count).copied(),
+                MessageKind::RECV_BITMAP => self.bitmaps.get(*count).copied(),
+                MessageKind::RESUME_ACK => self.resume,
+                MessageKind::SWITCHOVER_ACK => self.setup,
+                // Nothing is sent behind SHUT, and what else there may be nobody waits for.
+                _ => None,
+            };
+            *count += 1;
+            let Some(question) = question else { continue };
+            least = passed_before(main, position).max(question).max(least);
+            gates.push((least, Gate::Heard(word.kind.0, *count)));
+        }
         gates
     }
 

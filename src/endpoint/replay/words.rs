@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::ControlFlow;
 
-use super::score::{Gate, ear, passed_before, position_of};
+use super::score::{ear, position_of};
 use crate::capture::Place;
 use crate::channel::{Feed, Located};
 use crate::container::{Access, Part};
@@ -56,22 +56,11 @@ impl Words {
         self.list.iter().filter(|word| word.kind == kind).count()
     }
 
-    /// By when on the main channel, whose bytes stand at `main`, each had been said.
-    pub(super) fn heard_at(&self, main: &[Place]) -> Vec<(u64, Gate)> {
-        let Some(own) = &self.places else { return Vec::new() };
-        let mut counts = BTreeMap::new();
-        let mut gates = Vec::new();
-        for word in &self.list {
-            let count = counts.entry(word.kind.0).or_insert(0);
-            *count += 1;
-            // Nothing is sent behind the last word.
-            if word.kind != MessageKind::SHUT
-                && let Some(position) = position_of(own, word.end.saturating_sub(1))
-            {
-                gates.push((passed_before(main, position), Gate::Heard(word.kind.0, *count)));
-            }
-        }
-        gates
+    /// Each with where it ended in the recording, if that has an order.
+    pub(super) fn positions(&self) -> impl Iterator<Item = (&Word, u64)> {
+        let places = self.places.as_deref().unwrap_or_default();
+        let end = |word: &Word| position_of(places, word.end.saturating_sub(1));
+        self.list.iter().filter_map(move |word| Some((word, end(word)?)))
     }
 }
 
