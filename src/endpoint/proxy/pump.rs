@@ -141,8 +141,8 @@ impl Pump {
         Ok(())
     }
 
-    /// The connection has ended without a byte. Beside a main channel that is a preempt channel on which no page was asked for, and a
-    /// destination that waits for it must be given one again.
+    /// The connection has ended without a byte. Beside a main channel that is a preempt channel on which no page was asked for, if there
+    /// is no other; a destination that waits for it must be given one again.
     fn note_silent(&self) {
         if !self.shared.has_main.load(Ordering::Acquire) {
             return;
@@ -151,7 +151,12 @@ impl Pump {
             0 => ChannelId::Preempt,
             leg => ChannelId::ResumedPreempt(leg),
         };
+        let ends = self.shared.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        if ends.iter().any(|other| other.channel() == channel) {
+            return;
+        }
         *self.ends.channel.lock().unwrap_or_else(PoisonError::into_inner) = channel;
+        drop(ends);
         if let Some(tap) = &self.ends.tap
             && tap.set_name(interface_name(channel)).is_ok()
         {
