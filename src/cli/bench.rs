@@ -5,6 +5,7 @@
 //! multifd-send  the same, with as many channels as there are writers and readers
 //! recv     writer of a ready-made stream --loopback--> Destination    against the same
 //! record   writer --> Proxy --> reader                      against  a proxy that only copies
+//! replay   recording in memory --loopback--> reader that discards    against  writer --loopback--> reader that discards
 //! postcopy   pages that are asked for: Source --loopback--> requester
 //! verify, inspect                                           the verbs over a file in the page cache
 //! devices  4 made-up devices over 4 channels --> Destination    against  4 writers --> 4 readers that discard, and against
@@ -70,6 +71,7 @@ enum What {
     Devices,
     Recv,
     Record,
+    Replay,
     Postcopy,
     Verify,
     Inspect,
@@ -161,6 +163,7 @@ const MEASUREMENTS: &[Measurement] = &[
     Measurement { kind: What::Recv, name: "recv", measure: wire::recv },
     Measurement { kind: What::Record, name: "record", measure: wire::record },
     Measurement { kind: What::Record, name: "record, without recording", measure: wire::forward },
+    Measurement { kind: What::Replay, name: "replay", measure: wire::replay },
     Measurement {
         kind: What::Postcopy,
         name: "postcopy, equal pages",

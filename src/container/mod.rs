@@ -192,6 +192,20 @@ impl Part {
         }
     }
 
+    /// The file that its bytes are in, and where in it they stand, in order.
+    ///
+    /// # Errors
+    /// As [`input`](Self::input).
+    pub fn runs(&self) -> Result<Option<(File, Vec<capture::Place>)>> {
+        match &self.place {
+            Place::Recorded { path, places: Some(places), .. } => {
+                let file = File::open(path).map_err(|e| failed(path, e))?;
+                Ok(Some((file, places.to_vec())))
+            }
+            _ => Ok(None),
+        }
+    }
+
     /// The channel of a recording, from its beginning, with the times at which its bytes passed.
     ///
     /// # Errors

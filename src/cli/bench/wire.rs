@@ -6,8 +6,9 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use migwire::capture::{Recorder, RecorderOptions};
-use migwire::endpoint::{Blank, Destination, Proxy, Source, Template};
+use migwire::capture::{ChannelTap, Direction, Recorder, RecorderOptions};
+use migwire::container;
+use migwire::endpoint::{Blank, Destination, Proxy, Replay, Source, Template};
 use migwire::guest::Pattern;
 use migwire::transport::{self, Address, Listener};
 
@@ -84,6 +85,41 @@ pub(super) fn record(conditions: &Conditions) -> anyhow::Result<Found> {
 
 pub(super) fn forward(conditions: &Conditions) -> anyhow::Result<Found> {
     conditions.compare(|| proxied(conditions.size, |proxy| proxy), || copied(conditions.size))
+}
+
+pub(super) fn replay(conditions: &Conditions) -> anyhow::Result<Found> {
+    let scratch = Scratch::new(conditions)?;
+    let path = scratch.path().join("capture.pcapng");
+    let recorder = Recorder::create(&path, RecorderOptions { strict: true, ..RecorderOptions::default() })?;
+    let tap = recorder.channel("main");
+    Ready::new(conditions.size)?.write(BufWriter::with_capacity(CHUNK, Recorded(tap)))?;
+    recorder.finish()?;
+    let ours = || {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let port = listener.local_addr()?.port();
+        thread::scope(|scope| {
+            let reader = scope.spawn(move || discard(listener.accept()?.0));
+            let parts = container::open(&path, true)?.parts;
+            let performance = Replay::new(loopback(port)).play(parts)?;
+            performance.error.map_or(Ok(()), Err)?;
+            Ok(Rate { bytes: joined(reader)?, elapsed: performance.elapsed })
+        })
+    };
+    conditions.compare(ours, || plain(conditions.size))
+}
+
+/// A channel of a recording as something to write to.
+struct Recorded(ChannelTap);
+
+impl io::Write for Recorded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.record(Direction::ToDestination, bytes).map_err(io::Error::other)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 pub(super) fn machine(conditions: &Conditions) -> migwire::Result<Template> {
