@@ -22,7 +22,7 @@ pub use fault::{Cut, Cuts};
 pub use notice::Notice;
 pub use pace::Limits;
 pub use proxy::{Passage, Passed, Proxy};
-pub use replay::{Deviation, Outcome, Performance, Played, Replay, Timing};
+pub use replay::{Answers, Deviation, Outcome, Performance, Played, Replay, Timing};
 pub use source::{
     Blank, ChannelDeparture, Departure, DeviceDeparture, Devices, Misconduct, Multifd, PageRequests,
     Postcopy, PostcopyDeparture, PreemptDeparture, RunState, Source, Template, Turn, ZeroPages,

@@ -32,7 +32,7 @@ use crate::wire::MessageKind;
 use score::{Leg, Score, ear};
 use stage::Stage;
 use voice::{Clock, Singer, is_broken_off};
-pub use words::Deviation;
+pub use words::{Answers, Deviation};
 use words::{Comparison, Listener};
 
 const DOING: &str = "replaying";
@@ -215,6 +215,7 @@ impl Replay {
         let counts: Vec<_> = leg.voices.iter().map(|_| AtomicU64::new(0)).collect();
         let Some(main) = connections.first().cloned() else { return Ok(()) };
         let has_return_path = leg.has_return_path && main.is_bidirectional();
+        let ending = Ending { is_last, is_complete: leg.is_complete, has_return_path };
         let stage = Stage::new(self.limits, clock.begin, connections.clone());
         let name = interface_name(leg.voices[0].channel);
         let words = std::mem::take(&mut leg.words);
@@ -249,8 +250,7 @@ impl Replay {
                 };
                 scope.spawn(|| singer.sing());
             }
-            let outcome =
-                stage.await_voices().and_then(|()| self.part(&stage, &main, has_return_path, is_last));
+            let outcome = stage.await_voices().and_then(|()| self.part(&stage, &main, &ending));
             if let Err(e) = &outcome {
                 stage.fail(e.clone());
             }
@@ -293,7 +293,12 @@ impl Replay {
         };
         let mut connections = Vec::new();
         for voice in &leg.voices {
-            let connection = transport::connect_within(address, patience).map_err(|e| e.on(voice.channel))?;
+            let connection =
+                transport::connect_within(address, patience).map_err(|e| match connections.len() {
+                    0 => e.on(voice.channel),
+                    // Whoever took the first one in is there no longer.
+                    _ => Error::nowhere(ErrorKind::Peer, DOING, e.to_string()).on(voice.channel),
+                })?;
             connection.set_write_timeout(Some(self.limits.silence))?;
             connection.set_read_timeout(None)?;
             connections.push(connection);
@@ -302,12 +307,16 @@ impl Replay {
     }
 
     /// Everything is sent: waits for the last word.
-    fn part(&self, stage: &Stage, main: &Connection, has_return_path: bool, is_last: bool) -> Result<()> {
-        if !is_last {
+    fn part(&self, stage: &Stage, main: &Connection, ending: &Ending) -> Result<()> {
+        if !ending.is_last {
             thread::sleep(SETTLING);
             return Ok(());
         }
-        if has_return_path {
+        if !ending.is_complete {
+            // A destination that waits for more is told that there is none.
+            main.shutdown_write()?;
+        }
+        if ending.has_return_path {
             stage.await_silence()?;
             return match stage.heard(MessageKind::SHUT.0) {
                 0 => {
@@ -348,6 +357,15 @@ impl Leg {
         });
         starts.min()
     }
+}
+
+/// How a leg is to end.
+struct Ending {
+    /// No other leg follows.
+    is_last: bool,
+    /// The recording has the end of the main channel.
+    is_complete: bool,
+    has_return_path: bool,
 }
 
 /// Whether that is the connection on which the destination answers.

@@ -10,6 +10,7 @@
 //! a channel that waited for another one without need could wait for ever.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::ops::ControlFlow;
 
 use super::words::{Word, Words};
@@ -209,7 +210,7 @@ impl Marks {
             Ok(if is_over { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
         });
         match outcome {
-            Err(e) if e.kind() == ErrorKind::Io => Err(e.on(main.channel)),
+            Err(e) if is_unreadable(&e) => Err(e.on(main.channel)),
             _ => Ok((marks, parser)),
         }
     }
@@ -286,6 +287,13 @@ pub(super) fn position_of(places: &[Place], offset: u64) -> Option<u64> {
 /// How many bytes of a channel stand before that position of the file.
 pub(super) fn passed_before(places: &[Place], position: u64) -> u64 {
     places.iter().take_while(|place| place.offset < position).map(|place| u64::from(place.len)).sum()
+}
+
+/// Whether the operating system does not give the recording out. That it is broken is another matter: what is there is played.
+pub(super) fn is_unreadable(error: &Error) -> bool {
+    use std::error::Error as _;
+    let cause = error.source().and_then(|e| e.downcast_ref::<io::Error>()).map(io::Error::kind);
+    error.kind() == ErrorKind::Io && cause != Some(io::ErrorKind::InvalidData)
 }
 
 /// A parser of what destinations say, which takes everything.

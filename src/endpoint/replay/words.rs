@@ -7,17 +7,20 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::ControlFlow;
 
-use super::score::{ear, position_of};
+use super::score::{ear, is_unreadable, position_of};
 use crate::capture::Place;
 use crate::channel::{Feed, Located};
 use crate::container::{Access, Part};
-use crate::error::{ErrorKind, Result};
+use crate::error::{ChannelId, Result};
 use crate::limits::MAX_COMPLAINTS;
-use crate::postcopy::Reply;
+use crate::postcopy::{Reply, RequestPattern, Wanted};
 use crate::wire::{Bulk, Message, MessageKind};
 
 /// Words of one kind that are kept to be compared; a destination says a handful.
 const MAX_WORDS: usize = 4096;
+
+/// Requests of a recording that are made again.
+const MAX_REQUESTS: usize = 1 << 18;
 
 /// One thing that a destination said.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +50,7 @@ impl Words {
             Ok(ControlFlow::Continue(()))
         });
         match outcome {
-            Err(e) if e.kind() == ErrorKind::Io => Err(e.on(part.channel)),
+            Err(e) if is_unreadable(&e) => Err(e.on(part.channel)),
             _ => Ok(Self { list, places: part.places().map(<[Place]>::to_vec) }),
         }
     }
@@ -61,6 +64,62 @@ impl Words {
         let places = self.places.as_deref().unwrap_or_default();
         let end = |word: &Word| position_of(places, word.end.saturating_sub(1));
         self.list.iter().filter_map(move |word| Some((word, end(word)?)))
+    }
+}
+
+/// What a recorded destination answered, for whoever is to answer in its place.
+#[derive(Clone, Debug)]
+pub struct Answers {
+    /// The pages that it asked for, in that order.
+    pub requests: RequestPattern,
+    /// How often it acknowledged that the source may switch over.
+    pub acknowledgements: u32,
+    /// The status of its SHUT.
+    pub status: Option<u32>,
+}
+
+impl Answers {
+    /// Reads them from the return paths of a recording.
+    ///
+    /// # Errors
+    /// `Io`, if they cannot be read at all.
+    pub fn of(parts: &mut [Part]) -> Result<Self> {
+        let mut wanted = Vec::new();
+        let mut answers = Self { requests: RequestPattern::None, acknowledgements: 0, status: None };
+        let is_back = |part: &&mut Part| {
+            matches!(part.channel, ChannelId::ReturnPath | ChannelId::ResumedReturnPath(_))
+        };
+        for part in parts.iter_mut().filter(is_back) {
+            let mut last: Option<Box<[u8]>> = None;
+            let mut ask = |start, length: u32, block: Option<&Box<[u8]>>| {
+                if let Some(block) = block.filter(|_| wanted.len() < MAX_REQUESTS) {
+                    wanted.push(Wanted { block: block.clone(), start, length: length.into() });
+                }
+            };
+            let outcome = Feed::new(part.input(Access::Whole)?).run(&mut ear(), |located, _| {
+                match &located.event {
+                    Reply::Message(Message::ReqPagesId { start, length, block }) => {
+                        ask(*start, *length, Some(last.insert(block.0.into())));
+                    }
+                    Reply::Message(Message::ReqPages { start, length }) => {
+                        ask(*start, *length, last.as_ref());
+                    }
+                    Reply::Message(Message::SwitchoverAck) => answers.acknowledgements += 1,
+                    Reply::Message(Message::Shut(status)) => answers.status = Some(*status),
+                    _ => {}
+                }
+                Ok(ControlFlow::Continue(()))
+            });
+            if let Err(e) = outcome
+                && is_unreadable(&e)
+            {
+                return Err(e.on(part.channel));
+            }
+        }
+        if !wanted.is_empty() {
+            answers.requests = RequestPattern::List(wanted.into());
+        }
+        Ok(answers)
     }
 }
 

@@ -1,5 +1,7 @@
 //! `migwire replay`: a recorded migration, once more.
 
+mod destination;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,17 +16,25 @@ use serde_json::json;
 use super::Verdict;
 use super::output;
 
-/// Play a recorded migration to a live destination
+/// Play one side of a recorded migration to a live peer
 ///
-/// Connects to ADDRESS and sends every channel of CAPTURE as it was recorded, waiting where the recorded source had an answer. Says what
-/// the live destination answers otherwise than the recorded one. Behind a pause of the recording it connects again.
+/// As source: connects to ADDRESS and sends every channel of CAPTURE as it was recorded, waiting where the recorded source had an answer.
+/// Says what the live destination answers otherwise than the recorded one. Behind a pause of the recording it connects again.
+///
+/// As destination: listens on ADDRESS, takes a migration in, answers as the recorded destination did, and says where the live stream has
+/// another structure than the recorded one.
 #[derive(Debug, Args)]
 pub(crate) struct Replay {
     /// Recording (pcapng), directory of `connNN.src-to-dst.bin`, or raw stream
     capture: PathBuf,
 
-    /// Where the destination listens: tcp:HOST:PORT, unix:PATH, vsock:CID:PORT; or what to write: file:PATH[,offset=N], exec:COMMAND, fd:N, -
+    /// Where the destination listens, or where to listen as one: tcp:HOST:PORT, unix:PATH, vsock:CID:PORT; or what to write:
+    /// file:PATH[,offset=N], exec:COMMAND, fd:N, -
     address: Address,
+
+    /// Which side to play
+    #[arg(long = "as", value_enum, value_name = "SIDE", default_value_t = Side::Source)]
+    side: Side,
 
     /// When to send: as soon as it may be, or not before its time in the recording
     #[arg(long, value_enum, default_value_t = When::Fast)]
@@ -34,7 +44,7 @@ pub(crate) struct Replay {
     #[arg(long, value_name = "ADDRESS")]
     recover_target: Option<Address>,
 
-    /// How long to wait for it to listen again after a pause
+    /// How long to wait for the peer after a pause
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = output::parse_seconds)]
     recover: Duration,
 
@@ -55,6 +65,15 @@ pub(crate) struct Replay {
     json: bool,
 }
 
+/// Which side is played.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Side {
+    /// The recorded source, to a live destination
+    Source,
+    /// The recorded destination, to a live source
+    Destination,
+}
+
 /// When what was recorded is sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum When {
@@ -70,7 +89,10 @@ impl Replay {
             let message = "standard output carries the stream, so no answer can be printed there";
             return Err(Error::nowhere(ErrorKind::Misuse, "replaying", message).into());
         }
-        let contents = container::open(&self.capture, true)?;
+        let mut contents = container::open(&self.capture, true)?;
+        if self.side == Side::Destination {
+            return self.receive(&mut contents.parts);
+        }
         let recorder = match &self.output {
             Some(path) => Some(Recorder::create(path, RecorderOptions::default())?),
             None => None,
