@@ -1,6 +1,6 @@
 //! Recorded migrations, played to live destinations.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, helpers included")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking, helpers included")]
 
 use std::fs;
 use std::io::Write as _;
