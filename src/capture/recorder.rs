@@ -227,9 +227,9 @@ impl ChannelTap {
     /// Says that there was such a channel, even if no byte ever passes on it.
     pub fn announce(&self) {
         let mut interface = lock(&self.interface);
-        let mut state = self.shared.lock();
-        if interface.index.is_none() && state.sink.is_some() {
-            interface.index = state.add_interface(&interface);
+        let mut sink = self.shared.lock();
+        if interface.index.is_none() && sink.is_open() {
+            interface.index = sink.add_interface(&interface.name, interface.description.as_deref());
         }
     }
 
