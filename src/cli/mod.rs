@@ -13,6 +13,7 @@ mod record;
 mod recv;
 mod replay;
 mod send;
+mod trouble;
 mod verify;
 
 use std::io::{self, Write as _};
