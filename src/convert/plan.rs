@@ -1,6 +1,7 @@
 //! What is to be done: from what was asked for, and what there is.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io::ErrorKind as IoKind;
 use std::os::unix::fs::FileExt as _;
@@ -238,15 +239,15 @@ impl Images {
         let Some(name) = blocks.get(block) else { return Ok(false) };
         let path = self.directory.join(file_name(name));
         let failed = |e| Error::io(DOING, path.display().to_string(), e);
-        if !self.open.contains_key(&block) {
-            let file = match File::open(&path) {
+        let file = match self.open.entry(block) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(match File::open(&path) {
                 Ok(file) => Some(file),
                 Err(e) if e.kind() == IoKind::NotFound => None,
                 Err(e) => return Err(failed(e)),
-            };
-            self.open.insert(block, file);
-        }
-        let Some(Some(file)) = self.open.get(&block) else { return Ok(false) };
+            }),
+        };
+        let Some(file) = file else { return Ok(false) };
         into.resize(page_size as usize, 0);
         file.read_exact_at(into, offset).map_err(failed)?;
         Ok(true)

@@ -131,7 +131,6 @@ impl Tracker {
 }
 
 /// One step of a parser: `None` if the channel cannot be read any further, `Some(None)` if more bytes are needed.
-#[expect(clippy::type_complexity, reason = "read once, above")]
 fn step<P: ChannelParser>(
     parser: &mut P,
     input: &[u8],
