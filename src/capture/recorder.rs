@@ -20,8 +20,8 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::Direction;
 use super::block::{self, MAX_PACKET, PACKET_HEAD, PACKET_TAIL};
+use super::{Direction, Timestamp};
 use crate::limits::{MAX_CAPTURE_INTERFACES, MAX_CAPTURE_NAME};
 use crate::{Error, ErrorKind, Result};
 
@@ -192,6 +192,19 @@ impl ChannelTap {
     /// # Errors
     /// Only if the recorder is strict and writing failed, or if it was finished before.
     pub fn record(&self, direction: Direction, data: &[u8]) -> Result<()> {
+        self.append(direction, None, data)
+    }
+
+    /// Appends bytes that passed at a time of which somebody else knows: those of a capture that was made by another program.
+    /// A time before that of the packet before, on whatever channel, is taken for that one: times in the file are in order.
+    ///
+    /// # Errors
+    /// As for [`record`](Self::record).
+    pub fn record_at(&self, direction: Direction, time: Timestamp, data: &[u8]) -> Result<()> {
+        self.append(direction, Some(time), data)
+    }
+
+    fn append(&self, direction: Direction, time: Option<Timestamp>, data: &[u8]) -> Result<()> {
         if data.is_empty() {
             return Ok(());
         }
@@ -208,7 +221,7 @@ impl ChannelTap {
         };
         interface.index = index;
         drop(interface);
-        let recorded = index.is_some_and(|index| state.append_packets(index, direction, data));
+        let recorded = index.is_some_and(|index| state.append_packets(index, direction, time, data));
         if !recorded {
             state.lost += data.len() as u64;
         }
@@ -254,8 +267,14 @@ impl State {
         Some(index)
     }
 
-    fn append_packets(&mut self, interface: u32, direction: Direction, data: &[u8]) -> bool {
-        let time = self.now();
+    fn append_packets(
+        &mut self,
+        interface: u32,
+        direction: Direction,
+        time: Option<Timestamp>,
+        data: &[u8],
+    ) -> bool {
+        let time = self.time(time);
         let flags = match direction {
             Direction::ToSource => 1,
             Direction::ToDestination => 2,
@@ -317,10 +336,10 @@ impl State {
         }
     }
 
-    /// The time now, but never before the time of the packet before: clocks are set back, files are not.
-    fn now(&mut self) -> u64 {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
-        self.last_time = self.last_time.max(now);
+    /// That time, or the time now, but never before the time of the packet before: clocks are set back, files are not.
+    fn time(&mut self, given: Option<Timestamp>) -> u64 {
+        let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
+        self.last_time = self.last_time.max(given.map_or_else(now, |time| time.0));
         self.last_time
     }
 }
@@ -438,6 +457,25 @@ mod tests {
         recorder.finish().expect("sink");
         let late = channel.record(Direction::ToDestination, &[1]);
         assert_eq!(late.map_err(|e| e.kind()), Err(ErrorKind::Misuse));
+    }
+
+    #[test]
+    fn given_times_are_kept_in_order() {
+        let taken = Arc::default();
+        let sink = Small { taken: Arc::clone(&taken), room: usize::MAX, piece: 1000 };
+        let recorder = Recorder::new(sink, RecorderOptions::default());
+        let (one, other) = (recorder.channel("main"), recorder.channel("multifd-0"));
+        for (channel, time) in [(&one, 5), (&other, 1_000_000_007), (&one, 6), (&other, 1_000_000_008)] {
+            channel.record_at(Direction::ToDestination, Timestamp(time), &[1]).expect("room enough");
+        }
+        recorder.finish().expect("room enough");
+        let file = std::mem::take(&mut *lock(&taken));
+        let mut reader = crate::capture::Reader::new(&file[..]).expect("a recording");
+        let mut times = Vec::new();
+        while let Some(packet) = reader.next_packet().expect("whole") {
+            times.push(packet.time.0);
+        }
+        assert_eq!(times, [5, 1_000_000_007, 1_000_000_007, 1_000_000_008]);
     }
 
     #[test]
