@@ -21,6 +21,7 @@
 
 mod block;
 mod channel;
+mod frames;
 mod kind;
 mod reader;
 mod recorder;
@@ -29,6 +30,7 @@ use std::fmt;
 
 pub use block::{LINKTYPE, MAX_PACKET};
 pub use channel::{ChannelBytes, ChannelSummary, Listing, Place, channels};
+pub use frames::{Damage, Frame, Frames, LinkType};
 pub use kind::FileKind;
 pub use reader::{Interface, Packet, Reader, Timestamp};
 pub use recorder::{ChannelTap, Recorder, RecorderOptions, Summary};
