@@ -6,6 +6,7 @@
 mod bench;
 mod dump;
 mod given;
+mod import;
 mod inspect;
 mod output;
 mod record;
@@ -38,6 +39,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Bench(bench::Bench),
+    Import(import::Import),
     Record(record::Record),
     Recv(recv::Recv),
     Verify(verify::Verify),
@@ -51,6 +53,7 @@ pub(crate) fn run() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome: anyhow::Result<Verdict> = match arguments.verb {
         Verb::Bench(bench) => bench.run(),
+        Verb::Import(verb) => verb.run(),
         Verb::Record(record) => record.run(),
         Verb::Recv(recv) => recv.run(),
         Verb::Verify(verb) => verb.run(),

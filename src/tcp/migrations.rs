@@ -49,6 +49,7 @@ struct Member {
     connection: usize,
     channel: ChannelId,
     source: Side,
+    ends: [SocketAddr; 2],
 }
 
 /// One direction.
@@ -430,7 +431,8 @@ impl Migrations {
         }
         migration.open += 1;
         migration.members.push(tag.ends);
-        Some(Member { migration: number, connection, channel, source })
+        let ends = [source, 1 - source].map(|side| tag.ends.0[side]);
+        Some(Member { migration: number, connection, channel, source, ends })
     }
 
     fn close(&mut self, member: Member, time: Timestamp) {
@@ -479,12 +481,13 @@ impl Migrations {
         flow.settled = end;
         flow.bytes += data.len() as u64;
         let direction = if side == member.source { Direction::ToDestination } else { Direction::ToSource };
-        let Member { migration, connection, channel, .. } = member;
+        let Member { migration, connection, channel, ends, .. } = member;
         output.piece(&Piece {
             migration,
             connection,
             channel,
             direction,
+            ends,
             fragment: flow.fragment,
             time,
             data,

@@ -28,6 +28,8 @@ pub use segment::Segment;
 pub use selection::{End, Selection};
 pub use traffic::Traffic;
 
+use core::net::SocketAddr;
+
 use crate::capture::{Direction, Timestamp, interface_name};
 use crate::{ChannelId, Result};
 
@@ -40,6 +42,8 @@ pub struct Piece<'a> {
     pub connection: usize,
     /// Which channel it is.
     pub channel: ChannelId,
+    /// The source's end of it, and the destination's.
+    pub ends: [SocketAddr; 2],
     /// Which way the bytes went.
     pub direction: Direction,
     /// Behind a hole: where it ends. 0 in front of the first one.
