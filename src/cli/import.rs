@@ -1,7 +1,5 @@
 //! `migwire import`: migrations out of captures of a network.
 
-mod files;
-
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -12,8 +10,8 @@ use migwire::tcp::{ChannelReport, End, MigrationReport, Missing, Report, Selecti
 use migwire::{Error, ErrorKind};
 use serde_json::{Value, json};
 
-use self::files::{Files, Target};
 use super::Verdict;
+use super::files::{Files, Target};
 use super::output;
 
 /// Take migrations out of a capture of a network
@@ -53,7 +51,7 @@ struct Faults {
 impl Import {
     pub(crate) fn run(self) -> anyhow::Result<Verdict> {
         let target = Target::new(&self.output)?;
-        let comment = format!("imported from {}", names(&self.files));
+        let comment = format!("imported from {}", output::names(&self.files));
         let mut files = Files::new(target, comment);
         let mut traffic = Traffic::new(Selection { from: self.from, to: self.to });
         let mut faults = Faults::default();
@@ -76,7 +74,7 @@ impl Import {
             "-" => Box::new(io::stdin().lock()),
             _ => {
                 let file = File::open(path).map_err(|e| Error::io("importing", name.clone(), e))?;
-                files.spare(&file)?;
+                files.spare(path)?;
                 Box::new(file)
             }
         };
@@ -195,10 +193,6 @@ impl Import {
 
 /// Holes of a channel that are told to people.
 const MISSING_SHOWN: usize = 20;
-
-fn names(files: &[PathBuf]) -> String {
-    files.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
-}
 
 fn channel_text(found: &ChannelReport) -> String {
     let mut line = format!(

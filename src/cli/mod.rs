@@ -4,7 +4,10 @@
 //! A reader that closes our standard output early is no error.
 
 mod bench;
+mod channels;
 mod dump;
+mod export;
+mod files;
 mod given;
 mod import;
 mod inspect;
@@ -39,6 +42,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Bench(bench::Bench),
+    Export(export::Export),
     Import(import::Import),
     Record(record::Record),
     Recv(recv::Recv),
@@ -53,6 +57,7 @@ pub(crate) fn run() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome: anyhow::Result<Verdict> = match arguments.verb {
         Verb::Bench(bench) => bench.run(),
+        Verb::Export(verb) => verb.run(),
         Verb::Import(verb) => verb.run(),
         Verb::Record(record) => record.run(),
         Verb::Recv(recv) => recv.run(),

@@ -126,7 +126,8 @@ mod tests {
             let packet = v4(25 + options as u16, options, 0x4000, 6, b"hello and padding");
             assert_eq!(read(&packet), Ok((b"hello".to_vec(), 5)));
         }
-        let found = datagram(&v4(0, 0, 0, 6, b"segmented later"), 35);
+        let packet = v4(0, 0, 0, 6, b"segmented later");
+        let found = datagram(&packet, 35);
         let found = found.map(|d| (d.source.to_string(), d.destination.to_string(), d.length));
         assert_eq!(found, Ok(("10.0.0.1".into(), "10.0.0.2".into(), 15)));
         assert_eq!(
@@ -146,7 +147,7 @@ mod tests {
     #[test]
     fn version_6_with_and_without_headers() {
         assert_eq!(read(&v6(5, 6, b"hello, padding")), Ok((b"hello".to_vec(), 5)));
-        let options = b"\x2b\0\0\0\0\0\0\0\x3c\0\0\0\0\0\0\0\x33\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x2c\x02\0\0\0\0\0\0\0\0\0\0\x06\0\0\0\0\0\0\0hi";
+        let options = b"\x2b\0\0\0\0\0\0\0\x3c\0\0\0\0\0\0\0\x33\x01\0\0\0\0\0\0\0\0\0\0\0\0\0\0\x2c\x01\0\0\0\0\0\0\0\0\0\0\x06\0\0\0\0\0\0\0hi";
         assert_eq!(read(&v6(options.len() as u16, 0, options)), Ok((b"hi".to_vec(), 2)));
         let fragment = b"\x06\0\0\x01\0\0\0\0hi";
         assert_eq!(read(&v6(10, 44, fragment)), Err(Unread::Fragment));
@@ -157,7 +158,8 @@ mod tests {
             Err(Unread::Malformed),
             "an option longer than all"
         );
-        let found = datagram(&v6(5, 6, b"hello"), 45).unwrap();
+        let packet = v6(5, 6, b"hello");
+        let found = datagram(&packet, 45).unwrap();
         assert_eq!((found.source.to_string(), found.destination.to_string()), ("::1".into(), "::2".into()));
     }
 }

@@ -96,6 +96,15 @@ struct Route {
     to: SocketAddr,
 }
 
+/// Bytes of one direction of a connection, in order.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Bytes<'a> {
+    pub(super) side: Side,
+    pub(super) offset: u64,
+    pub(super) time: Timestamp,
+    pub(super) data: &'a [u8],
+}
+
 /// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Migrations {
@@ -155,50 +164,46 @@ impl Migrations {
         Self { selection, ..Self::default() }
     }
 
-    /// Bytes of a connection, in order.
+    /// Bytes of a connection.
     ///
     /// # Errors
     /// Those of `output`.
     pub(super) fn handle_bytes(
         &mut self,
         tag: &mut Tag,
-        side: Side,
-        offset: u64,
-        time: Timestamp,
-        data: &[u8],
+        mut bytes: Bytes<'_>,
         output: &mut dyn Output,
     ) -> Result<()> {
-        if let State::Member(member) = tag.state {
-            return self.pass(&mut tag.flows[side], member, side, offset, time, data, output);
+        let flow = &mut tag.flows[bytes.side];
+        match tag.state {
+            State::Member(member) => return self.pass(flow, member, bytes, output),
+            State::Ignored if tag.seen == self.all.len() => return Ok(()),
+            State::Ignored => {}
+            State::Undecided => self.keep(flow, &mut bytes),
         }
-        let flow = &mut tag.flows[side];
-        let mut rest = data;
-        if tag.state == State::Undecided {
-            if flow.first.is_empty() {
-                (flow.first_offset, flow.first_time) = (offset, time);
-            }
-            if flow.first_offset + flow.first.len() as u64 == offset {
-                let room = (FIRST - flow.first.len()).min(FIRST_OF_ALL.saturating_sub(self.kept));
-                let now;
-                (now, rest) = data.split_at(room.min(data.len()));
-                flow.first.extend_from_slice(now);
-                self.kept += now.len();
-            }
-        } else if tag.seen == self.all.len() {
-            return Ok(());
-        }
-        let is_last = !rest.is_empty();
+        let is_last = !bytes.data.is_empty();
         self.decide(tag, is_last, output)?;
         match tag.state {
-            State::Member(member) if is_last => {
-                let offset = offset + (data.len() - rest.len()) as u64;
-                self.pass(&mut tag.flows[side], member, side, offset, time, rest, output)
-            }
+            State::Member(member) if is_last => self.pass(&mut tag.flows[bytes.side], member, bytes, output),
             State::Undecided if is_last => {
                 self.ignore(tag);
                 Ok(())
             }
             _ => Ok(()),
+        }
+    }
+
+    /// Keeps first bytes, as long as there is room and they are in a row; `bytes` becomes the rest.
+    fn keep(&mut self, flow: &mut Flow, bytes: &mut Bytes<'_>) {
+        if flow.first.is_empty() {
+            (flow.first_offset, flow.first_time) = (bytes.offset, bytes.time);
+        }
+        if flow.first_offset + flow.first.len() as u64 == bytes.offset {
+            let room = (FIRST - flow.first.len()).min(FIRST_OF_ALL.saturating_sub(self.kept));
+            let (now, rest) = bytes.data.split_at(room.min(bytes.data.len()));
+            flow.first.extend_from_slice(now);
+            self.kept += now.len();
+            (bytes.offset, bytes.data) = (bytes.offset + now.len() as u64, rest);
         }
     }
 
@@ -308,8 +313,8 @@ impl Migrations {
             let first = std::mem::take(&mut flow.first);
             self.kept -= first.len();
             if !first.is_empty() {
-                let (offset, time) = (flow.first_offset, flow.first_time);
-                self.pass(flow, member, side, offset, time, &first, output)?;
+                let bytes = Bytes { side, offset: flow.first_offset, time: flow.first_time, data: &first };
+                self.pass(flow, member, bytes, output)?;
             }
         }
         Ok(())
@@ -458,12 +463,10 @@ impl Migrations {
         &mut self,
         flow: &mut Flow,
         member: Member,
-        side: Side,
-        offset: u64,
-        time: Timestamp,
-        data: &[u8],
+        bytes: Bytes<'_>,
         output: &mut dyn Output,
     ) -> Result<()> {
+        let Bytes { side, offset, time, data } = bytes;
         let end = offset + data.len() as u64;
         if offset != flow.settled {
             let migration = &mut self.all[member.migration];

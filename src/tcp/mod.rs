@@ -7,7 +7,7 @@
 //! ```
 //! [`Traffic`] takes frames and passes the bytes of every channel of every migration on, as soon as they are in order and the
 //! connection is known to belong to one. It knows no files. What is lost is never made up: the offsets of a channel go on with the
-//! hole in them, and the [`Report`] names it.
+//! hole in them, and the [`Report`] names it. [`Conversation`] is the way back: packets around given bytes.
 //!
 //! What belongs together: one main channel, and the connections between the same two hosts to the same port that overlap with it
 //! in time. Which end is the source: the one that sends the magic number, or else the one that has opened the connection.
@@ -20,12 +20,14 @@ mod reassembly;
 mod report;
 mod segment;
 mod selection;
+mod synthetic;
 mod traffic;
 
 pub use reassembly::{Counts, Deliver, Reassembly};
 pub use report::{ChannelReport, MigrationReport, Missing, Report, Unread};
 pub use segment::Segment;
 pub use selection::{End, Selection};
+pub use synthetic::{Conversation, Emit, MAX_SEGMENT};
 pub use traffic::Traffic;
 
 use core::net::SocketAddr;

@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use super::connection::{Connection, Ends};
-use super::migrations::{Migrations, Tag};
+use super::migrations::{Bytes, Migrations, Tag};
 use super::{Output, Report, Segment, Selection, Unread};
 use crate::Result;
-use crate::capture::Frame;
+use crate::capture::{Frame, Timestamp};
 use crate::limits::{MAX_TCP_CONNECTIONS, MAX_TCP_HELD};
 
 /// The traffic of a network, as far as it was captured.
@@ -83,7 +83,7 @@ impl Traffic {
         let before = connection.weight();
         let migrations = &mut self.migrations;
         connection.handle(side, segment, time, &mut |offset, data| {
-            migrations.handle_bytes(tag, side, offset, time, data, output)
+            migrations.handle_bytes(tag, Bytes { side, offset, time, data }, output)
         })?;
         migrations.update(tag, connection);
         self.held = self.held - before + connection.weight();
@@ -98,11 +98,7 @@ impl Traffic {
     }
 
     /// Takes connections out, in the order of the times beside them.
-    fn retire(
-        &mut self,
-        mut which: Vec<(Ends, crate::capture::Timestamp)>,
-        output: &mut dyn Output,
-    ) -> Result<()> {
+    fn retire(&mut self, mut which: Vec<(Ends, Timestamp)>, output: &mut dyn Output) -> Result<()> {
         which.sort_by_key(|(ends, time)| (*time, ends.0));
         for (ends, _) in which {
             let Some((mut connection, mut tag)) = self.connections.remove(&ends) else { continue };
@@ -112,7 +108,7 @@ impl Traffic {
             let mut known = [0; 2];
             for side in [0, 1] {
                 known[side] = connection.finish(side, &mut |offset, data| {
-                    migrations.handle_bytes(&mut tag, side, offset, time, data, output)
+                    migrations.handle_bytes(&mut tag, Bytes { side, offset, time, data }, output)
                 })?;
             }
             migrations.retire(&mut tag, &connection, known, output)?;
@@ -140,7 +136,7 @@ impl Traffic {
                 let before = connection.weight();
                 let side = connection.fuller();
                 connection.give_up(side, &mut |offset, data| {
-                    migrations.handle_bytes(tag, side, offset, time, data, output)
+                    migrations.handle_bytes(tag, Bytes { side, offset, time, data }, output)
                 })?;
                 self.held = self.held - before + connection.weight();
             }

@@ -10,9 +10,12 @@
 
 mod pcap;
 mod pcapng;
+mod writer;
 
 use std::io::{self, Read};
 use std::ops::Range;
+
+pub use writer::FrameWriter;
 
 use super::{FileKind, Timestamp};
 use crate::limits::MAX_CAPTURE_BLOCK;

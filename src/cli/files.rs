@@ -1,4 +1,4 @@
-//! Where the channels that were found go: recordings, or directories of raw channels.
+//! Where the channels of a migration go: a recording, or a directory of raw channels.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
@@ -10,7 +10,7 @@ use migwire::capture::{ChannelTap, Direction, Recorder, RecorderOptions, Timesta
 use migwire::tcp::{Output, Piece};
 use migwire::{Error, ErrorKind};
 
-const DOING: &str = "importing";
+const DOING: &str = "writing";
 
 /// Most bytes that are put together into one packet of a recording: what it may have at most.
 const RUN: usize = migwire::capture::MAX_PACKET;
@@ -19,7 +19,7 @@ const RUN_TIME: u64 = 1_000_000;
 
 /// What is written.
 #[derive(Clone, Debug)]
-pub(super) enum Target {
+pub(crate) enum Target {
     /// A recording of each migration.
     Recording(PathBuf),
     /// A directory with a file a direction.
@@ -28,7 +28,7 @@ pub(super) enum Target {
 
 impl Target {
     /// By its name: a directory ends in a slash, or is there.
-    pub(super) fn new(path: &Path) -> Result<Self, Error> {
+    pub(crate) fn new(path: &Path) -> Result<Self, Error> {
         let text = path.as_os_str().as_encoded_bytes();
         if text.ends_with(b"/") || path.is_dir() {
             return Ok(Self::Directory(path.into()));
@@ -57,7 +57,7 @@ impl Target {
 }
 
 /// The files of all migrations.
-pub(super) struct Files {
+pub(crate) struct Files {
     target: Target,
     comment: String,
     open: BTreeMap<usize, Place>,
@@ -70,11 +70,17 @@ pub(super) struct Files {
 
 /// Bytes that go to the same place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Slot {
-    connection: usize,
-    direction: Direction,
-    fragment: u64,
+pub(crate) struct Slot {
+    /// Which connection of the migration.
+    pub(crate) connection: usize,
+    /// Which way.
+    pub(crate) direction: Direction,
+    /// Where the hole in front of it ended, 0 without one.
+    pub(crate) fragment: u64,
 }
+
+/// What a channel is called, and what else is said about it.
+type Words<'a> = &'a dyn Fn() -> (String, Option<String>);
 
 enum Place {
     Recording { recorder: Recorder, taps: HashMap<(usize, Option<Direction>, u64), ChannelTap> },
@@ -82,20 +88,66 @@ enum Place {
 }
 
 impl Files {
-    pub(super) fn new(target: Target, comment: String) -> Self {
+    pub(crate) fn new(target: Target, comment: String) -> Self {
         Self { target, comment, open: BTreeMap::new(), run: Vec::new(), run_of: None, spared: Vec::new() }
     }
 
     /// Where the migration of that number is.
-    pub(super) fn path(&self, number: usize) -> PathBuf {
+    pub(crate) fn path(&self, number: usize) -> PathBuf {
         self.target.path(number)
     }
 
     /// A file that is being read must not be written.
-    pub(super) fn spare(&mut self, file: &File) -> Result<(), Error> {
-        let found = file.metadata().map_err(|e| Error::io(DOING, "the file cannot be read", e))?;
+    pub(crate) fn spare(&mut self, path: &Path) -> Result<(), Error> {
+        let found = fs::metadata(path).map_err(|e| failed(path, e))?;
         self.spared.push((found.dev(), found.ino()));
         Ok(())
+    }
+
+    /// Whether that is a file that is being read.
+    pub(crate) fn check_spared(&self, path: &Path) -> Result<(), Error> {
+        if let Ok(there) = fs::metadata(path)
+            && self.spared.contains(&(there.dev(), there.ino()))
+        {
+            let message = format!("{} is what is being read", path.display());
+            return Err(Error::nowhere(ErrorKind::Misuse, DOING, message));
+        }
+        Ok(())
+    }
+
+    /// Takes bytes of a migration. `words` are asked for when its channel begins.
+    pub(crate) fn put(
+        &mut self,
+        migration: usize,
+        slot: Slot,
+        time: Timestamp,
+        data: &[u8],
+        words: Words<'_>,
+    ) -> Result<(), Error> {
+        let goes_on = self.run_of.is_some_and(|(run_migration, run_slot, since)| {
+            (run_migration, run_slot) == (migration, slot)
+                && self.run.len() + data.len() <= RUN
+                && time.0.saturating_sub(since.0) <= RUN_TIME
+        });
+        if !goes_on {
+            self.flush()?;
+            self.begin(migration, slot, words)?;
+            self.run_of = Some((migration, slot, time));
+        }
+        self.run.extend_from_slice(data);
+        Ok(())
+    }
+
+    /// Nothing more comes of a migration.
+    pub(crate) fn close(&mut self, migration: usize) -> Result<(), Error> {
+        self.flush()?;
+        match self.open.remove(&migration) {
+            Some(Place::Recording { recorder, .. }) => recorder.finish().map(drop),
+            Some(Place::Directory { path, files }) => {
+                files.into_values().try_for_each(|mut file| file.flush()).map_err(|e| failed(&path, e))
+            }
+            None => Ok(()),
+        }
     }
 
     fn flush(&mut self) -> Result<(), Error> {
@@ -108,9 +160,9 @@ impl Files {
         Ok(())
     }
 
-    fn begin(&mut self, piece: &Piece<'_>) -> Result<(), Error> {
-        if !self.open.contains_key(&piece.migration) {
-            let path = self.target.path(piece.migration);
+    fn begin(&mut self, migration: usize, slot: Slot, words: Words<'_>) -> Result<(), Error> {
+        if !self.open.contains_key(&migration) {
+            let path = self.target.path(migration);
             let place = match &self.target {
                 Target::Recording(_) => self.record(&path)?,
                 Target::Directory(_) => {
@@ -118,21 +170,13 @@ impl Files {
                     Place::Directory { path, files: HashMap::new() }
                 }
             };
-            self.open.insert(piece.migration, place);
+            self.open.insert(migration, place);
         }
-        match self.open.get_mut(&piece.migration) {
-            Some(place) => place.begin(piece),
-            None => Ok(()),
-        }
+        self.open.get_mut(&migration).map_or(Ok(()), |place| place.begin(slot, words))
     }
 
     fn record(&self, path: &Path) -> Result<Place, Error> {
-        if let Ok(there) = fs::metadata(path)
-            && self.spared.contains(&(there.dev(), there.ino()))
-        {
-            let message = format!("{} is what is imported", path.display());
-            return Err(Error::nowhere(ErrorKind::Misuse, DOING, message));
-        }
+        self.check_spared(path)?;
         let file = File::create(path).map_err(|e| failed(path, e))?;
         let options = RecorderOptions { strict: true, comment: Some(self.comment.clone()) };
         let recorder = Recorder::new(BufWriter::with_capacity(1 << 20, file), options);
@@ -142,52 +186,33 @@ impl Files {
 
 impl Output for Files {
     fn piece(&mut self, piece: &Piece<'_>) -> Result<(), Error> {
-        let slot =
-            Slot { connection: piece.connection, direction: piece.direction, fragment: piece.fragment };
-        let goes_on = self.run_of.is_some_and(|(migration, of, since)| {
-            (migration, of) == (piece.migration, slot)
-                && self.run.len() + piece.data.len() <= RUN
-                && piece.time.0.saturating_sub(since.0) <= RUN_TIME
-        });
-        if !goes_on {
-            self.flush()?;
-            self.begin(piece)?;
-            self.run_of = Some((piece.migration, slot, piece.time));
-        }
-        self.run.extend_from_slice(piece.data);
-        Ok(())
+        let Piece { connection, direction, fragment, .. } = *piece;
+        let [source, destination] = piece.ends;
+        let words = || (piece.name(), Some(format!("{source} to {destination}")));
+        self.put(piece.migration, Slot { connection, direction, fragment }, piece.time, piece.data, &words)
     }
 
     fn end(&mut self, migration: usize) -> Result<(), Error> {
-        self.flush()?;
-        match self.open.remove(&migration) {
-            Some(Place::Recording { recorder, .. }) => recorder.finish().map(drop),
-            Some(Place::Directory { path, files }) => {
-                files.into_values().try_for_each(|mut file| file.flush()).map_err(|e| failed(&path, e))
-            }
-            None => Ok(()),
-        }
+        self.close(migration)
     }
 }
 
 impl Place {
-    /// Makes room for bytes of that piece's channel.
-    fn begin(&mut self, piece: &Piece<'_>) -> Result<(), Error> {
-        let Piece { connection, direction, fragment, .. } = *piece;
+    /// Makes room for the bytes of a channel.
+    fn begin(&mut self, slot: Slot, words: Words<'_>) -> Result<(), Error> {
         match self {
             Self::Recording { recorder, taps } => {
-                // What follows a hole in one direction has nothing to do with the other one.
-                let key = (connection, (fragment > 0).then_some(direction), fragment);
-                taps.entry(key).or_insert_with(|| {
-                    let tap = recorder.channel(piece.name());
-                    let [source, destination] = piece.ends;
-                    // Nothing is recorded yet, so it can be described.
-                    let _ = tap.set_description(format!("{source} to {destination}"));
+                taps.entry(interface(slot)).or_insert_with(|| {
+                    let (name, description) = words();
+                    let tap = recorder.channel(name);
+                    if let Some(description) = description {
+                        // Nothing is recorded yet, so it can be described.
+                        let _ = tap.set_description(description);
+                    }
                     tap
                 });
             }
             Self::Directory { path, files } => {
-                let slot = Slot { connection, direction, fragment };
                 if !files.contains_key(&slot) {
                     let path = path.join(file_name(slot));
                     let file = File::create(&path).map_err(|e| failed(&path, e))?;
@@ -201,8 +226,7 @@ impl Place {
     fn put(&mut self, slot: Slot, time: Timestamp, data: &[u8]) -> Result<(), Error> {
         match self {
             Self::Recording { taps, .. } => {
-                let key = (slot.connection, (slot.fragment > 0).then_some(slot.direction), slot.fragment);
-                taps.get(&key).map_or(Ok(()), |tap| tap.record_at(slot.direction, time, data))
+                taps.get(&interface(slot)).map_or(Ok(()), |tap| tap.record_at(slot.direction, time, data))
             }
             Self::Directory { path, files } => match files.get_mut(&slot) {
                 Some(file) => file.write_all(data).map_err(|e| failed(&path.join(file_name(slot)), e)),
@@ -210,6 +234,11 @@ impl Place {
             },
         }
     }
+}
+
+/// Both directions of a connection share an interface; what follows a hole in one of them has nothing to do with the other one.
+fn interface(slot: Slot) -> (usize, Option<Direction>, u64) {
+    (slot.connection, (slot.fragment > 0).then_some(slot.direction), slot.fragment)
 }
 
 fn file_name(slot: Slot) -> String {
