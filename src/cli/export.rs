@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::BufWriter;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
@@ -13,6 +12,7 @@ use migwire::tcp::{Conversation, MAX_SEGMENT};
 use serde_json::json;
 
 use super::Verdict;
+use super::behind::Behind;
 use super::channels::{Bit, Channels};
 use super::files::{Files, Target};
 use super::output;
@@ -50,7 +50,7 @@ impl Export {
     pub(crate) fn run(self) -> anyhow::Result<Verdict> {
         let target = Target::new(&self.output)?;
         let mut channels = Channels::open(&self.files)?;
-        let mut files = Files::new(target.clone(), String::new());
+        let mut files = Files::new(target.clone(), String::new())?;
         for path in &self.files {
             files.spare(path)?;
         }
@@ -67,8 +67,7 @@ impl Export {
                 files.check_spared(&path)?;
                 let file = File::create(&path).map_err(|e| failed(&path, e))?;
                 let comment = format!("exported from {}", output::names(&self.files));
-                let wire =
-                    FrameWriter::new(BufWriter::with_capacity(1 << 20, file), LinkType(1), Some(&comment));
+                let wire = FrameWriter::new(Behind::new()?.file(file), LinkType(1), Some(&comment));
                 let mut wire = Wire::new(self.ipv6, self.segment, wire.map_err(|e| failed(&path, e))?);
                 channels.each(|bit| wire.put(bit))?;
                 let packets = wire.packets;

@@ -52,7 +52,7 @@ impl Import {
     pub(crate) fn run(self) -> anyhow::Result<Verdict> {
         let target = Target::new(&self.output)?;
         let comment = format!("imported from {}", output::names(&self.files));
-        let mut files = Files::new(target, comment);
+        let mut files = Files::new(target, comment)?;
         let mut traffic = Traffic::new(Selection { from: self.from, to: self.to });
         let mut faults = Faults::default();
         for path in &self.files {

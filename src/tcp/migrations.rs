@@ -421,6 +421,7 @@ impl Migrations {
         match channel {
             ChannelId::Main => {
                 (migration.has_main, connection) = (true, 0);
+                (migration.source, migration.destination) = (tag.ends.0[source], tag.ends.0[1 - source]);
                 migration.main_closed = None;
             }
             ChannelId::Resumed(n) => {
