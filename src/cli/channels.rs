@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use migwire::capture::{self, Direction, FileKind, Reader, Timestamp, hole_of, interface_name};
 use migwire::channel::Input as _;
 use migwire::container::{self, Access, Contents, Part};
-use migwire::{ChannelId, Error, ErrorKind};
+use migwire::{ChannelId, Error};
 
 use super::files::Slot;
 
@@ -60,20 +60,20 @@ struct Interface {
 }
 
 impl Channels {
-    /// Opens a recording, or channels in files of their own.
-    pub(crate) fn open(files: &[PathBuf]) -> anyhow::Result<Self> {
+    /// Opens recordings, and channels in files of their own, of which those that belong together become one.
+    pub(crate) fn open(files: &[PathBuf]) -> anyhow::Result<Vec<Self>> {
         let mut all = Vec::new();
         for path in files {
-            all.push(container::open(path, false)?);
+            all.push(match path.as_os_str() == "-" {
+                true => container::open_once(Box::new(io::stdin()), "standard input".into(), false)?,
+                false => container::open(path, false)?,
+            });
         }
-        let [contents] = <[_; 1]>::try_from(container::join(all)).map_err(|all| {
-            let message = format!("{} migrations, where one is wanted", all.len());
-            Error::nowhere(ErrorKind::Misuse, DOING, message)
-        })?;
-        match (contents.kind, files) {
-            (FileKind::Pcapng, [path]) => Ok(Self::recording(path)?),
+        let opened = container::join(all).into_iter().map(|contents| match contents.kind {
+            FileKind::Pcapng => Self::recording(Path::new(&contents.name)),
             _ => Ok(Self::parts(contents)),
-        }
+        });
+        Ok(opened.collect::<Result<_, _>>()?)
     }
 
     fn recording(path: &Path) -> Result<Self, Error> {

@@ -6,9 +6,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::Args;
-use migwire::Error;
 use migwire::capture::{FrameWriter, LinkType, Timestamp};
 use migwire::tcp::{Conversation, MAX_SEGMENT};
+use migwire::{Error, ErrorKind};
 use serde_json::json;
 
 use super::Verdict;
@@ -49,9 +49,12 @@ pub(crate) struct Export {
 impl Export {
     pub(crate) fn run(self) -> anyhow::Result<Verdict> {
         let target = Target::new(&self.output)?;
-        let mut channels = Channels::open(&self.files)?;
+        let [mut channels] = <[_; 1]>::try_from(Channels::open(&self.files)?).map_err(|all: Vec<_>| {
+            let message = format!("{} migrations, where one is wanted", all.len());
+            Error::nowhere(ErrorKind::Misuse, DOING, message)
+        })?;
         let mut files = Files::new(target.clone(), String::new())?;
-        for path in &self.files {
+        for path in self.files.iter().filter(|path| path.as_os_str() != "-") {
             files.spare(path)?;
         }
         let packets = match target {

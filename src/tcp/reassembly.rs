@@ -41,8 +41,9 @@ pub struct Reassembly {
     held: BTreeMap<u64, Held>,
     /// What the held segments take.
     weight: usize,
-    /// Bytes in front of this one were acknowledged.
+    /// Bytes in front of this one were acknowledged, the last ones in a step of so many.
     acknowledged: u64,
+    step: u64,
     /// Since when the receiver has been known to have what is missing here.
     known_missing: Option<Timestamp>,
     /// Where FIN is.
@@ -78,6 +79,7 @@ impl Reassembly {
             held: BTreeMap::new(),
             weight: 0,
             acknowledged: 0,
+            step: 0,
             known_missing: None,
             end: None,
             counts: Counts::default(),
@@ -137,7 +139,11 @@ impl Reassembly {
     pub fn handle_acknowledgement(&mut self, number: u32, time: Timestamp) {
         let ahead = self.ahead(number);
         if (0..WINDOW).contains(&ahead) {
-            self.acknowledged = self.acknowledged.max(self.offset + ahead.unsigned_abs());
+            let to = self.offset + ahead.unsigned_abs();
+            if to > self.acknowledged {
+                self.step = to - self.acknowledged;
+                self.acknowledged = to;
+            }
             self.watch(time);
         }
     }
@@ -173,8 +179,8 @@ impl Reassembly {
         }
         let known = match self.end {
             Some(end) => end,
-            // FIN has a number too: one that was lost cannot be told from a byte.
-            None if self.acknowledged == self.offset + 1 => self.offset,
+            // FIN has a number too, and is acknowledged by itself as a rule.
+            None if self.step == 1 || self.acknowledged == self.offset + 1 => self.acknowledged - 1,
             None => self.acknowledged,
         };
         Ok(known.max(self.offset))

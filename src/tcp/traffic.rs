@@ -144,3 +144,6 @@ impl Traffic {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -206,10 +206,12 @@ fn the_end_by_acknowledgement() {
     b.data(0, b"abc");
     b.acknowledge(4);
     assert_eq!(b.finish(), 3, "FIN, which was not captured");
-    b.acknowledge(5);
-    assert_eq!(b.finish(), 5);
+    b.acknowledge(6);
+    assert_eq!(b.finish(), 6);
     b.acknowledge(2);
-    assert_eq!(b.finish(), 5, "an old one");
+    assert_eq!(b.finish(), 6, "an old one");
+    b.acknowledge(7);
+    assert_eq!(b.finish(), 6, "FIN by itself");
 }
 
 #[test]
