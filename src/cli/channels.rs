@@ -4,7 +4,7 @@
 //! channel first, from the beginning of time on.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use migwire::capture::{self, Direction, FileKind, Reader, Timestamp, hole_of, interface_name};
@@ -60,13 +60,16 @@ struct Interface {
 }
 
 impl Channels {
-    /// Opens recordings, and channels in files of their own, of which those that belong together become one.
-    pub(crate) fn open(files: &[PathBuf]) -> anyhow::Result<Vec<Self>> {
+    /// Opens recordings, and channels in files of their own, of which those that belong together become one. `piped` is what `-`
+    /// stands for, once.
+    pub(crate) fn open(files: &[PathBuf], piped: Option<Box<dyn Read + Send>>) -> anyhow::Result<Vec<Self>> {
         let mut all = Vec::new();
+        let mut piped = piped;
         for path in files {
-            all.push(match path.as_os_str() == "-" {
-                true => container::open_once(Box::new(io::stdin()), "standard input".into(), false)?,
-                false => container::open(path, false)?,
+            let input = if path.as_os_str() == "-" { piped.take() } else { None };
+            all.push(match input {
+                Some(input) => container::open_once(input, "standard input".into(), false)?,
+                None => container::open(path, false)?,
             });
         }
         let opened = container::join(all).into_iter().map(|contents| match contents.kind {

@@ -49,7 +49,8 @@ pub(crate) struct Export {
 impl Export {
     pub(crate) fn run(self) -> anyhow::Result<Verdict> {
         let target = Target::new(&self.output)?;
-        let [mut channels] = <[_; 1]>::try_from(Channels::open(&self.files)?).map_err(|all: Vec<_>| {
+        let all = Channels::open(&self.files, Some(Box::new(std::io::stdin())))?;
+        let [mut channels] = <[_; 1]>::try_from(all).map_err(|all: Vec<_>| {
             let message = format!("{} migrations, where one is wanted", all.len());
             Error::nowhere(ErrorKind::Misuse, DOING, message)
         })?;

@@ -59,7 +59,7 @@ struct Faults {
 struct Opened<'a> {
     path: &'a Path,
     kind: FileKind,
-    source: Box<dyn Read>,
+    source: Box<dyn Read + Send>,
 }
 
 impl Import {
@@ -75,16 +75,14 @@ impl Import {
             }
             opened.push(found);
         }
-        if let Some(raw) = opened.iter().find(|found| !found.is_capture()) {
-            let mixed = opened.iter().any(Opened::is_capture);
-            if raw.path.as_os_str() == "-" || mixed {
-                let name = raw.path.display();
+        if opened.iter().any(Opened::is_raw) {
+            if let Some(other) = opened.iter().find(|found| !found.is_raw()) {
+                let (name, kind) = (other.path.display(), other.kind);
                 let message =
-                    format!("{name} is {}, not a capture of a network: {}", raw.kind, raw.kind.advice());
-                return Err(Error::nowhere(ErrorKind::Unsupported, DOING, message).into());
+                    format!("{name} is {kind}, and others hold raw channels: one or the other, please");
+                return Err(Error::nowhere(ErrorKind::Misuse, DOING, message).into());
             }
-            drop(opened);
-            return self.gather(files);
+            return self.gather(opened, files);
         }
         let mut traffic = Traffic::new(Selection { from: self.from, to: self.to });
         let mut faults = Faults::default();
@@ -96,11 +94,13 @@ impl Import {
     }
 
     /// Channels that are there already, in files of their own.
-    fn gather(&self, mut files: Files) -> anyhow::Result<Verdict> {
+    fn gather(&self, opened: Vec<Opened<'_>>, mut files: Files) -> anyhow::Result<Verdict> {
         let mut faults = Faults::default();
         let mut report = Report::default();
         let nowhere = SocketAddr::from(([0; 4], 0));
-        for (number, mut channels) in Channels::open(&self.files)?.into_iter().enumerate() {
+        let piped = opened.into_iter().find(|found| found.path.as_os_str() == "-");
+        let all = Channels::open(&self.files, piped.map(|found| found.source))?;
+        for (number, mut channels) in all.into_iter().enumerate() {
             channels.each(|bit| {
                 let words = || (bit.name.to_owned(), None);
                 files.put(number, bit.slot, bit.time, bit.data, &words)
@@ -214,8 +214,8 @@ impl<'a> Opened<'a> {
         if path.is_dir() {
             return Ok(Self { path, kind: FileKind::Directory, source: Box::new(io::empty()) });
         }
-        let mut source: Box<dyn Read> = match path.as_os_str() == "-" {
-            true => Box::new(io::stdin().lock()),
+        let mut source: Box<dyn Read + Send> = match path.as_os_str() == "-" {
+            true => Box::new(io::stdin()),
             false => Box::new(File::open(path).map_err(failed)?),
         };
         let mut first = Vec::new();
@@ -224,8 +224,16 @@ impl<'a> Opened<'a> {
         Ok(Self { path, kind, source: Box::new(io::Cursor::new(first).chain(source)) })
     }
 
-    fn is_capture(&self) -> bool {
-        matches!(self.kind, FileKind::Pcapng | FileKind::Pcap { .. } | FileKind::Empty)
+    /// Whether it is channels as they are. What is neither that nor a capture is refused as a capture.
+    fn is_raw(&self) -> bool {
+        matches!(
+            self.kind,
+            FileKind::Stream
+                | FileKind::OldStream(_)
+                | FileKind::Multifd
+                | FileKind::ReturnPath
+                | FileKind::Directory
+        )
     }
 }
 
