@@ -261,10 +261,14 @@ impl Reassembly {
     }
 
     fn keep(&mut self, from: u64, data: &[u8], cut: usize) {
-        if data.is_empty() && cut == 0 {
-            return;
+        if data.is_empty() {
+            // Nothing but the knowledge that what follows was not kept; bytes that are there know better.
+            let before = self.held.range(..=from).next_back();
+            if cut == 0 || before.is_some_and(|(start, held)| start + held.data.len() as u64 > from) {
+                return;
+            }
         }
-        // What is there can only be a segment of which nothing was kept.
+        // What is there can only be such a one.
         if let Some(Held { data, .. }) = self.held.insert(from, Held { data: data.into(), cut }) {
             self.weight -= data.len() + ENTRY;
         }

@@ -229,6 +229,16 @@ fn cut_segments_are_holes_at_once() {
     assert_eq!(b.runs()[3], (30, "01234567890123456789"));
 }
 
+#[test]
+fn what_is_known_to_be_cut_does_not_displace_bytes() {
+    let mut b = Bench::new(0);
+    b.data(5, b"56789");
+    b.cut(3, b"34", 4);
+    b.cut(4, b"456", 9);
+    b.data(0, b"012");
+    assert_eq!((b.runs(), b.stream.weight()), (vec![(0, "0123456789")], 0));
+}
+
 /// A segment: where, how long, and whether its bytes are those of the stream.
 fn segments(total: usize) -> impl Strategy<Value = Vec<(usize, usize)>> {
     prop::collection::vec((0..total, 1..40usize), 0..60)
