@@ -180,6 +180,7 @@ impl Files {
                 Target::Recording(_) => self.record(&path)?,
                 Target::Directory(_) => {
                     fs::create_dir_all(&path).map_err(|e| failed(&path, e))?;
+                    check_empty(&path)?;
                     Place::Directory { path, files: HashMap::new(), behind: self.behind.clone() }
                 }
             };
@@ -247,6 +248,19 @@ impl Place {
             },
         }
     }
+}
+
+/// Channels of another migration would become part of this one.
+fn check_empty(directory: &Path) -> Result<(), Error> {
+    for entry in fs::read_dir(directory).map_err(|e| failed(directory, e))? {
+        let name = entry.map_err(|e| failed(directory, e))?.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("conn") && name.ends_with(".bin") {
+            let message = format!("{} has channels already: {name}", directory.display());
+            return Err(Error::nowhere(ErrorKind::Misuse, DOING, message));
+        }
+    }
+    Ok(())
 }
 
 /// Both directions of a connection share an interface; what follows a hole in one of them has nothing to do with the other one.
