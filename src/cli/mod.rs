@@ -6,6 +6,7 @@
 mod behind;
 mod bench;
 mod channels;
+mod convert;
 mod dump;
 mod export;
 mod files;
@@ -15,6 +16,7 @@ mod inspect;
 mod output;
 mod record;
 mod recv;
+mod replay;
 mod send;
 mod verify;
 
@@ -45,8 +47,10 @@ enum Verb {
     Bench(bench::Bench),
     Export(export::Export),
     Import(import::Import),
+    Convert(convert::Convert),
     Record(record::Record),
     Recv(recv::Recv),
+    Replay(replay::Replay),
     Verify(verify::Verify),
     Send(Box<send::Send>),
     Inspect(inspect::Inspect),
@@ -60,8 +64,10 @@ pub(crate) fn run() -> ExitCode {
         Verb::Bench(bench) => bench.run(),
         Verb::Export(verb) => verb.run(),
         Verb::Import(verb) => verb.run(),
+        Verb::Convert(convert) => convert.run(),
         Verb::Record(record) => record.run(),
         Verb::Recv(recv) => recv.run(),
+        Verb::Replay(replay) => replay.run(),
         Verb::Verify(verb) => verb.run(),
         Verb::Send(send) => send.run(),
         Verb::Inspect(verb) => verb.run(),
