@@ -21,19 +21,22 @@
 
 mod block;
 mod channel;
+mod index;
 mod kind;
 mod reader;
 mod recorder;
+mod seal;
 mod sink;
 mod stage;
 
 use std::fmt;
 
 pub use block::{LINKTYPE, MAX_PACKET};
-pub use channel::{ChannelBytes, ChannelSummary, Listing, Place, channels};
+pub use channel::{ChannelBytes, ChannelSummary, Listing, Place, channels, listing};
 pub use kind::FileKind;
 pub use reader::{Interface, Packet, Reader, Timestamp};
 pub use recorder::{ChannelTap, Recorder, RecorderOptions, Summary};
+pub use seal::{Seal, SealedHalf};
 
 use crate::ChannelId;
 
