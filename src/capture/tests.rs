@@ -287,9 +287,9 @@ fn an_index_says_what_reading_everything_says() {
             .map(<[u8]>::len)
             .collect::<Vec<_>>()
     };
-    let index = blocks(super::index::INDEX);
+    let index = blocks(index::INDEX);
     assert!(index.len() > 2 && index.iter().all(|len| *len < 256 << 10), "{index:?}");
-    assert_eq!(blocks(super::seal::SEAL).len(), 1);
+    assert_eq!(blocks(seal::SEAL).len(), 1);
 }
 
 #[test]
