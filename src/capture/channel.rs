@@ -210,6 +210,24 @@ pub fn channels(source: impl Read) -> Result<Listing> {
             Err(e) => break Some(e),
         }
     };
+    // A preempt channel may be silent, and yet somebody waits for it.
+    found.resize(reader.interfaces().len().max(found.len()), [None, None]);
+    for (number, (halves, interface)) in found.iter_mut().zip(reader.interfaces()).enumerate() {
+        let channel = channel_of(&interface.name, Direction::ToDestination);
+        let may_be_silent = matches!(channel, Some(ChannelId::Preempt | ChannelId::ResumedPreempt(_)));
+        if may_be_silent && halves.iter().all(Option::is_none) {
+            let summary = ChannelSummary {
+                interface: number,
+                name: interface.name.clone(),
+                direction: Direction::ToDestination,
+                bytes: 0,
+                packets: 0,
+                first: Timestamp::default(),
+                last: Timestamp::default(),
+            };
+            halves[Direction::ToDestination as usize] = Some((summary, Vec::new()));
+        }
+    }
     let (channels, places) = found.into_iter().flatten().flatten().unzip();
     let places = Some(places).filter(|_| error.is_none() && count <= MAX_CAPTURE_PLACES);
     let about = reader.about().map(str::to_owned);

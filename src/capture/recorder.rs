@@ -233,6 +233,15 @@ impl ChannelTap {
         }
     }
 
+    /// Says that there was such a channel, even if no byte ever passes on it.
+    pub fn announce(&self) {
+        let mut interface = lock(&self.interface);
+        let mut sink = self.shared.lock();
+        if interface.index.is_none() && sink.is_open() {
+            interface.index = sink.add_interface(&interface.name, interface.description.as_deref());
+        }
+    }
+
     fn unwritten(&self, what: &str, change: impl FnOnce(&mut Interface)) -> Result<()> {
         let mut interface = lock(&self.interface);
         if interface.index.is_some() {

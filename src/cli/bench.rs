@@ -4,6 +4,7 @@
 //! send     Source --loopback--> reader that discards        against  writer --loopback--> reader that discards
 //! multifd-send  the same, with as many channels as there are writers and readers
 //! recv     writer of a ready-made stream --loopback--> Destination    against the same
+//! replay   recording in memory --loopback--> reader that discards    against  writer --loopback--> reader that discards
 //! record   writer --> Proxy --> reader, file on a disk       against  a proxy that only copies, and the disk alone
 //! postcopy   pages that are asked for: Source --loopback--> requester
 //! verify, inspect                                           the verbs over a file in the page cache
@@ -75,6 +76,7 @@ enum What {
     Devices,
     Recv,
     Record,
+    Replay,
     Postcopy,
     Verify,
     Inspect,
@@ -166,6 +168,7 @@ const MEASUREMENTS: &[Measurement] = &[
         measure: |c| devices::move_all(Arrangement::Live, c.size / 8, devices::Beside::Touched, c),
     },
     Measurement { kind: What::Recv, name: "recv", measure: wire::recv },
+    Measurement { kind: What::Replay, name: "replay", measure: wire::replay },
     Measurement {
         kind: What::Record,
         name: "record",

@@ -4,12 +4,14 @@
 //! A reader that closes our standard output early is no error.
 
 mod bench;
+mod convert;
 mod dump;
 mod given;
 mod inspect;
 mod output;
 mod record;
 mod recv;
+mod replay;
 mod send;
 mod verify;
 
@@ -38,8 +40,10 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Bench(bench::Bench),
+    Convert(convert::Convert),
     Record(record::Record),
     Recv(recv::Recv),
+    Replay(replay::Replay),
     Verify(verify::Verify),
     Send(Box<send::Send>),
     Inspect(inspect::Inspect),
@@ -51,8 +55,10 @@ pub(crate) fn run() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome: anyhow::Result<Verdict> = match arguments.verb {
         Verb::Bench(bench) => bench.run(),
+        Verb::Convert(convert) => convert.run(),
         Verb::Record(record) => record.run(),
         Verb::Recv(recv) => recv.run(),
+        Verb::Replay(replay) => replay.run(),
         Verb::Verify(verb) => verb.run(),
         Verb::Send(send) => send.run(),
         Verb::Inspect(verb) => verb.run(),

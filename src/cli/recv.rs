@@ -74,6 +74,10 @@ pub(crate) struct Recv {
     #[arg(long, value_name = "N", default_value_t = 1)]
     request_depth: usize,
 
+    /// Most requests over one connection; after a pause there is another one [default: no limit]
+    #[arg(long, value_name = "N")]
+    request_limit: Option<u64>,
+
     /// How long a postcopy migration whose connections broke waits for its source to come back; 0: it fails
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = output::parse_patience)]
     recover: Duration,
@@ -139,6 +143,7 @@ impl Recv {
                 ..DeviceSettings::default()
             })
             .with_requests(self.request.clone(), self.request_depth)
+            .with_request_limit(self.request_limit.unwrap_or(u64::MAX))
             .with_recovery(self.recover)
             .with_cuts(self.cut.iter().copied())
             .with_notices(|notice| eprintln!("{notice}"))

@@ -184,6 +184,42 @@ impl Part {
         }
     }
 
+    /// Where its bytes stand in a recording, in order; what stands further on there passed later, whatever the channel.
+    pub fn places(&self) -> Option<&[capture::Place]> {
+        match &self.place {
+            Place::Recorded { places, .. } => places.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// The file that its bytes are in, and where in it they stand, in order.
+    ///
+    /// # Errors
+    /// As [`input`](Self::input).
+    pub fn runs(&self) -> Result<Option<(File, Vec<capture::Place>)>> {
+        match &self.place {
+            Place::Recorded { path, places: Some(places), .. } => {
+                let file = File::open(path).map_err(|e| failed(path, e))?;
+                Ok(Some((file, places.to_vec())))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The channel of a recording, from its beginning, with the times at which its bytes passed.
+    ///
+    /// # Errors
+    /// As [`input`](Self::input).
+    pub fn timed(&self) -> Result<Option<ChannelBytes<File>>> {
+        match &self.place {
+            Place::Recorded { path, interface, direction, .. } => {
+                let reader = Reader::new(File::open(path).map_err(|e| failed(path, e))?)?;
+                Ok(Some(ChannelBytes::new(reader, *interface, *direction)))
+            }
+            _ => Ok(None),
+        }
+    }
+
     /// Whether it can be opened more than once.
     pub fn is_lasting(&self) -> bool {
         !matches!(self.place, Place::Once(_))

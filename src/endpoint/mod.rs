@@ -12,6 +12,7 @@ mod fault;
 mod notice;
 mod pace;
 mod proxy;
+mod replay;
 mod source;
 
 pub use destination::{
@@ -21,7 +22,8 @@ pub use fault::{Cut, Cuts};
 pub use notice::Notice;
 pub use pace::Limits;
 pub use proxy::{Passage, Passed, Proxy};
+pub use replay::{Answers, Deviation, Outcome, Performance, Played, Replay, Timing};
 pub use source::{
     Blank, ChannelDeparture, Departure, DeviceDeparture, Devices, Misconduct, Multifd, PageRequests,
-    Postcopy, PostcopyDeparture, PreemptDeparture, RunState, Source, Template, Turn, ZeroPages,
+    Postcopy, PostcopyDeparture, PreemptDeparture, RunState, Source, Template, Turn,
 };

@@ -66,10 +66,13 @@ pub struct Requests {
     received: Vec<PageSet>,
     pattern: Pattern,
     depth: usize,
+    /// Most requests over one connection, and how many are left over this one.
+    limit: u64,
+    left: u64,
     cursor: Cursor,
     /// Host pages that were asked for: block and offset, and when.
     outstanding: BTreeMap<(usize, u64), u64>,
-    /// Of those, the ones to ask for again on the new connection.
+    /// The ones among them to be asked for again on a new connection, unless they come before: a source remembers what it was asked for.
     again: Vec<(usize, u64)>,
     last_block: Option<usize>,
     sent: u64,
@@ -98,10 +101,19 @@ impl Requests {
             cursor: Cursor::default(),
             outstanding: BTreeMap::new(),
             again: Vec::new(),
+            limit: u64::MAX,
+            left: u64::MAX,
             last_block: None,
             sent: 0,
             latencies: Latencies::new(),
         }
+    }
+
+    /// The same, with at most so many requests over one connection.
+    #[must_use]
+    pub fn with_limit(mut self, limit: u64) -> Self {
+        (self.limit, self.left) = (limit, limit);
+        self
     }
 
     /// The page at `offset` of a block has come, at the time `now`.
@@ -138,13 +150,23 @@ impl Requests {
 
     /// The next request to send at the time `now`; `None` if as many as may be are under way, or nothing is left to ask for.
     pub fn poll_request(&mut self, now: u64) -> Option<Message<'_>> {
-        let (block, start) = match self.again.pop() {
-            Some(again) => again,
-            None if self.outstanding.len() >= self.depth => return None,
-            None => self.next_missing()?,
+        if self.left == 0 {
+            return None;
+        }
+        let (block, start) = loop {
+            match self.again.pop() {
+                Some(again) if self.outstanding.contains_key(&again) => break again,
+                Some(_) => {}
+                None if self.outstanding.len() >= self.depth => return None,
+                None => {
+                    let next = self.next_missing()?;
+                    self.outstanding.insert(next, now);
+                    break next;
+                }
+            }
         };
-        self.outstanding.insert((block, start), now);
         self.sent += 1;
+        self.left -= 1;
         let size = host_page(&self.blocks[block], self.page_size);
         let length = u32::try_from(size).unwrap_or(u32::MAX);
         match self.last_block.replace(block) {
@@ -156,7 +178,8 @@ impl Requests {
     /// A new connection after a pause: what was asked for and has not come is asked for again, and the block is named.
     pub fn resume(&mut self) {
         self.last_block = None;
-        self.again = std::mem::take(&mut self.outstanding).into_keys().rev().collect();
+        self.left = self.limit;
+        self.again = self.outstanding.keys().rev().copied().collect();
     }
 
     /// What has arrived of a block.
@@ -477,6 +500,26 @@ mod tests {
         assert_eq!(again.len(), 3, "two again, and one more");
         assert_eq!(again[0], first[0], "with the name");
         assert!(again[1].contains("start: 8192"), "{again:?}");
+    }
+
+    #[test]
+    fn what_comes_before_it_is_asked_for_again_is_an_answer() {
+        let mut requests = Requests::new(blocks(), 0x1000, Pattern::Missing, 2).with_limit(3);
+        while requests.poll_request(1_000).is_some() {}
+        requests.resume();
+        // The source has not forgotten.
+        assert_eq!(requests.handle_page(0, 0, 9_000).unwrap().took, Some(8_000));
+        let again: Vec<_> =
+            std::iter::from_fn(|| requests.poll_request(0).map(|m| format!("{m:?}"))).collect();
+        assert_eq!(again.len(), 2, "the other one, and one more: {again:?}");
+        for at in [0x1000, 0x2000] {
+            assert!(requests.handle_page(0, at, 9_000).unwrap().took.is_some());
+        }
+        assert!(
+            requests.poll_request(0).is_some() && requests.poll_request(0).is_none(),
+            "three a connection"
+        );
+        assert_eq!(requests.latencies().count(), 3);
     }
 
     #[test]

@@ -19,6 +19,8 @@ pub mod inspect;
 mod legs;
 #[cfg(all(feature = "container", feature = "json"))]
 pub mod migration;
+#[cfg(all(feature = "container", feature = "json"))]
+pub mod outline;
 pub mod packets;
 #[cfg(all(feature = "container", feature = "json"))]
 mod proof;

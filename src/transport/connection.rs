@@ -1,6 +1,7 @@
 //! One open connection, whatever it is made of.
 
 use std::fmt;
+use std::fs::File;
 use std::io::{self, IoSlice, Read, Write};
 use std::net::Shutdown;
 use std::sync::Arc;
@@ -96,6 +97,17 @@ impl Connection {
                 dropped.map(|(_, count)| count).map_err(|e| silence(e.into(), "nothing was received in time"))
             }
             Io::Pipes(_) | Io::Memory(_) => (&*self).read(scrap),
+        }
+    }
+
+    /// Sends up to `count` bytes of `file` from `offset` on, without copying them here. `None`: this connection cannot.
+    pub fn send_file(&self, file: &File, offset: u64, count: usize) -> io::Result<Option<usize>> {
+        let Io::Socket(socket) = &self.inner.io else { return Ok(None) };
+        let mut offset = offset;
+        match rustix::fs::sendfile(socket, file, Some(&mut offset), count) {
+            Ok(sent) => Ok(Some(sent)),
+            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => Ok(None),
+            Err(e) => Err(silence(e.into(), "nothing was taken in time")),
         }
     }
 

@@ -6,7 +6,9 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use migwire::endpoint::{Blank, Destination, Source, Template};
+use migwire::capture::{ChannelTap, Direction, Recorder, RecorderOptions};
+use migwire::container;
+use migwire::endpoint::{Blank, Destination, Replay, Source, Template};
 use migwire::guest::Pattern;
 use migwire::transport::{self, Address, Listener};
 
@@ -68,6 +70,41 @@ pub(super) fn recv(conditions: &Conditions) -> anyhow::Result<Found> {
         })
     };
     conditions.compare(ours, || plain(ready.len()))
+}
+
+pub(super) fn replay(conditions: &Conditions) -> anyhow::Result<Found> {
+    let scratch = Scratch::new(conditions)?;
+    let path = scratch.path().join("capture.pcapng");
+    let recorder = Recorder::create(&path, RecorderOptions { strict: true, ..RecorderOptions::default() })?;
+    let tap = recorder.channel("main");
+    Ready::new(conditions.size)?.write(BufWriter::with_capacity(CHUNK, Recorded(tap)))?;
+    recorder.finish()?;
+    let ours = || {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let port = listener.local_addr()?.port();
+        thread::scope(|scope| {
+            let reader = scope.spawn(move || discard(listener.accept()?.0));
+            let parts = container::open(&path, true)?.parts;
+            let performance = Replay::new(loopback(port)).play(parts)?;
+            performance.error.map_or(Ok(()), Err)?;
+            Ok(Rate { bytes: joined(reader)?, elapsed: performance.elapsed })
+        })
+    };
+    conditions.compare(ours, || plain(conditions.size))
+}
+
+/// A channel of a recording as something to write to.
+struct Recorded(ChannelTap);
+
+impl io::Write for Recorded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.record(Direction::ToDestination, bytes).map_err(io::Error::other)?;
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 pub(super) fn machine(conditions: &Conditions) -> migwire::Result<Template> {

@@ -73,6 +73,7 @@ pub(super) struct Settings {
     pub(super) devices: DeviceSettings,
     pub(super) request: RequestPattern,
     pub(super) request_depth: usize,
+    pub(super) request_limit: u64,
 }
 
 /// What all threads of a destination share.

@@ -10,6 +10,7 @@ use super::channel;
 use super::channels::{Channels, Expected};
 use super::preempt;
 use super::recovery::RETURN;
+use crate::capture::interface_name;
 use crate::error::{ChannelId, Error, ErrorKind, Result};
 use crate::transport::{Connection, Listener};
 use crate::wire::{FileHeader, MULTIFD_MAGIC, SectionKind};
@@ -82,7 +83,10 @@ fn meet(channels: &Channels, connection: Connection, number: u32, main: &Sender<
         // Where nobody asks for a page, nothing comes on a preempt channel.
         Ok(first) if first.is_empty() && channels.may_have_preempt() => {
             channels.note_known(&connection);
-            channels.begin_preempt();
+            let channel = channels.begin_preempt();
+            if let Some(recorder) = &channels.settings.recorder {
+                recorder.channel(interface_name(channel)).announce();
+            }
             return Ok(());
         }
         Ok(first) if first.is_empty() => {

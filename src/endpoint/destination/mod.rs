@@ -88,6 +88,7 @@ pub struct Destination {
     devices: DeviceSettings,
     request: RequestPattern,
     request_depth: usize,
+    request_limit: u64,
     recover: Duration,
     cuts: Vec<Cut>,
     notices: Option<notice::Listener>,
@@ -180,6 +181,7 @@ impl Destination {
             devices: DeviceSettings::default(),
             request: RequestPattern::None,
             request_depth: 1,
+            request_limit: u64::MAX,
             recover: Duration::ZERO,
             cuts: Vec::new(),
             notices: None,
@@ -261,6 +263,13 @@ impl Destination {
     pub fn with_requests(mut self, pattern: RequestPattern, depth: usize) -> Self {
         self.request = pattern;
         self.request_depth = depth.max(1);
+        self
+    }
+
+    /// The same, asking at most so often over one connection.
+    #[must_use]
+    pub fn with_request_limit(mut self, limit: u64) -> Self {
+        self.request_limit = limit;
         self
     }
 
@@ -349,6 +358,7 @@ impl Destination {
             devices: self.devices,
             request: self.request.clone(),
             request_depth: self.request_depth,
+            request_limit: self.request_limit,
         };
         Channels::new(settings, std::mem::take(&mut self.memory))
     }

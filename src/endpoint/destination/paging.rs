@@ -116,7 +116,8 @@ impl Channels {
                 grammar.page_size(),
                 settings.request.clone(),
                 settings.request_depth,
-            );
+            )
+            .with_limit(settings.request_limit);
             *self.paging() = Some(Paging::new(requests));
         }
         self.change(|state| state.surveyed = true);

@@ -227,6 +227,7 @@ impl Proxy {
             source,
             target,
             tap,
+            leg: shared.breaks.pauses(),
             channel: Mutex::new(provisional),
             is_cut: AtomicBool::new(false),
             passed: [AtomicU64::new(0), AtomicU64::new(0)],

@@ -19,6 +19,8 @@ pub(super) struct Ends {
     pub(super) source: Connection,
     pub(super) target: Connection,
     pub(super) tap: Option<ChannelTap>,
+    /// How often connections had broken when it was opened.
+    pub(super) leg: u32,
     pub(super) channel: Mutex<ChannelId>,
     /// What happens to it from now on is of our own making.
     pub(super) is_cut: AtomicBool,
@@ -75,9 +77,11 @@ impl Pump {
         };
         let mut first = (self.direction == Direction::ToDestination).then(FirstBytes::default);
         let ended = self.relay(from, to, &mut first);
-        if let Some(first) = first {
+        match first {
+            Some(first) if first.bytes.is_empty() => self.note_silent(),
             // Too short to tell what it was.
-            self.record(&first.bytes);
+            Some(first) => self.record(&first.bytes),
+            None => {}
         }
         ended.and_then(|()| to.shutdown_write())
     }
@@ -140,6 +144,29 @@ impl Pump {
             }
         }
         Ok(())
+    }
+
+    /// The connection has ended without a byte. Beside a main channel that is a preempt channel on which no page was asked for, if there
+    /// is no other; a destination that waits for it must be given one again.
+    fn note_silent(&self) {
+        if !self.shared.has_main.load(Ordering::Acquire) {
+            return;
+        }
+        let channel = match self.ends.leg {
+            0 => ChannelId::Preempt,
+            leg => ChannelId::ResumedPreempt(leg),
+        };
+        let ends = self.shared.ends.lock().unwrap_or_else(PoisonError::into_inner);
+        if ends.iter().any(|other| other.channel() == channel) {
+            return;
+        }
+        *self.ends.channel.lock().unwrap_or_else(PoisonError::into_inner) = channel;
+        drop(ends);
+        if let Some(tap) = &self.ends.tap
+            && tap.set_name(interface_name(channel)).is_ok()
+        {
+            tap.announce();
+        }
     }
 
     pub(super) fn not_received(&self, from: &Connection, to: &Connection, e: io::Error) -> Error {

@@ -131,10 +131,15 @@ impl<'s> Sending<'s, '_> {
         };
         let Some((connection, channel)) = serving.line.take() else { return Ok(()) };
         let recorder = self.source.recorder.as_ref();
+        let tap = recorder.map(|recorder| recorder.channel(interface_name(channel)));
+        // It may remain silent, and was there all the same.
+        if let Some(tap) = &tap {
+            tap.announce();
+        }
         let opening = Opening {
             connection,
             channel,
-            tap: recorder.map(|recorder| recorder.channel(interface_name(channel))),
+            tap,
             pace: self.pace,
             has_end: self.source.preempt_has_end(),
             requests: std::mem::replace(&mut replies.requests, never()),
