@@ -114,6 +114,22 @@ impl ChannelSummary {
     pub fn channel(&self) -> Option<ChannelId> {
         channel_of(&self.name, self.direction)
     }
+
+    /// A channel on which no byte passed, if it is one that somebody waits for all the same: a preempt channel.
+    pub(super) fn silent(interface: usize, name: &str) -> Option<Self> {
+        let direction = Direction::ToDestination;
+        let may_be_silent =
+            matches!(channel_of(name, direction), Some(ChannelId::Preempt | ChannelId::ResumedPreempt(_)));
+        may_be_silent.then(|| Self {
+            interface,
+            name: name.to_owned(),
+            direction,
+            bytes: 0,
+            packets: 0,
+            first: Timestamp::default(),
+            last: Timestamp::default(),
+        })
+    }
 }
 
 /// What a recording holds, as far as it can be read.
@@ -210,22 +226,10 @@ pub fn channels(source: impl Read) -> Result<Listing> {
             Err(e) => break Some(e),
         }
     };
-    // A preempt channel may be silent, and yet somebody waits for it.
     found.resize(reader.interfaces().len().max(found.len()), [None, None]);
     for (number, (halves, interface)) in found.iter_mut().zip(reader.interfaces()).enumerate() {
-        let channel = channel_of(&interface.name, Direction::ToDestination);
-        let may_be_silent = matches!(channel, Some(ChannelId::Preempt | ChannelId::ResumedPreempt(_)));
-        if may_be_silent && halves.iter().all(Option::is_none) {
-            let summary = ChannelSummary {
-                interface: number,
-                name: interface.name.clone(),
-                direction: Direction::ToDestination,
-                bytes: 0,
-                packets: 0,
-                first: Timestamp::default(),
-                last: Timestamp::default(),
-            };
-            halves[Direction::ToDestination as usize] = Some((summary, Vec::new()));
+        if halves.iter().all(Option::is_none) {
+            halves[0] = ChannelSummary::silent(number, &interface.name).map(|summary| (summary, Vec::new()));
         }
     }
     let (channels, places) = found.into_iter().flatten().flatten().unzip();

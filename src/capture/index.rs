@@ -246,11 +246,25 @@ impl Walk {
         if !matches!(reader.next_found(), Ok(None)) || reader.interfaces().len() != self.interfaces.len() {
             return Ok(None);
         }
+        let mut halves = self.halves;
+        for (number, interface) in reader.interfaces().iter().enumerate() {
+            let there = 2 * number as u64;
+            let is_silent = !halves.contains_key(&there) && !halves.contains_key(&(there + 1));
+            if is_silent && ChannelSummary::silent(number, &interface.name).is_some() {
+                halves.insert(there, Half::default());
+            }
+        }
         let has_places = self.count <= MAX_CAPTURE_PLACES as u64;
         let (mut channels, mut places) = (Vec::new(), Vec::new());
-        for (number, half) in self.halves {
+        for (number, half) in halves {
             let (interface, direction) = ((number / 2) as usize, number % 2);
             let direction = if direction == 0 { Direction::ToDestination } else { Direction::ToSource };
+            let described = &reader.interfaces()[interface];
+            if half.packets == 0 {
+                channels.extend(ChannelSummary::silent(interface, &described.name));
+                places.push(half.places);
+                continue;
+            }
             let spots = half.places.iter().step_by((half.places.len() / SPOTS).max(1));
             let mut is_right = true;
             for place in spots {
@@ -262,7 +276,6 @@ impl Walk {
                 look(source, half.last, interface, direction, Some(half.last_len))?,
             );
             let (true, (Some(first), Some(last))) = (is_right, times) else { return Ok(None) };
-            let described = &reader.interfaces()[interface];
             channels.push(ChannelSummary {
                 interface,
                 name: described.name.clone(),

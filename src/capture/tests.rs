@@ -261,8 +261,14 @@ fn cut_anywhere_everything_before_the_cut_is_read() {
 
 #[test]
 fn an_index_says_what_reading_everything_says() {
-    let file = small();
+    let file = record(|r| {
+        r.channel("preempt").announce();
+        r.channel("main").record(ToDestination, &[1, 2, 3]).unwrap();
+        r.channel("multifd-0").announce();
+        r.channel("main").record(ToSource, &[4]).unwrap();
+    });
     let (by_index, by_reading) = (indexed(&file), channels(&file[..]).unwrap());
+    assert_eq!(by_reading.channels.len(), 3);
     assert_eq!(by_index.channels, by_reading.channels);
     assert_eq!(by_index.places, by_reading.places);
     let many = record(|r| {
