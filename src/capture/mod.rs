@@ -22,20 +22,23 @@
 mod block;
 mod channel;
 mod frames;
+mod index;
 mod kind;
 mod reader;
 mod recorder;
+mod seal;
 mod sink;
 mod stage;
 
 use std::fmt;
 
 pub use block::{LINKTYPE, MAX_PACKET};
-pub use channel::{ChannelBytes, ChannelSummary, Listing, Place, channels};
+pub use channel::{ChannelBytes, ChannelSummary, Listing, Place, channels, listing};
 pub use frames::{Damage, Frame, FrameWriter, Frames, LinkType};
 pub use kind::FileKind;
 pub use reader::{Interface, Packet, Reader, Timestamp};
 pub use recorder::{ChannelTap, Recorder, RecorderOptions, Summary};
+pub use seal::{Seal, SealedHalf};
 
 use crate::ChannelId;
 
