@@ -192,7 +192,9 @@ impl Files {
     fn record(&self, path: &Path) -> Result<Place, Error> {
         self.check_spared(path)?;
         let file = File::create(path).map_err(|e| failed(path, e))?;
-        let options = RecorderOptions { strict: true, comment: Some(self.comment.clone()) };
+        let comment = Some(self.comment.clone());
+        let mut options = RecorderOptions { comment, ..RecorderOptions::default() };
+        options.strict = true;
         let recorder = Recorder::new(self.behind.file(file), options);
         Ok(Place::Recording { recorder, taps: HashMap::new() })
     }
