@@ -128,14 +128,16 @@ fn channels_that_rush_through_a_proxy_are_recorded_whole_and_in_order() {
     }
     let times = times(&file);
     assert!(times.is_sorted_by_key(|(time, ..)| *time));
-    // An answer stands behind what it answers.
+    // An answer stands behind what it answers, but for what was not yet known to be forwarded when the answer came: the system
+    // says so of half a megabyte at a time.
+    const ROUND: usize = 512 << 10;
     for interface in 0..3 {
         let mut seen = [0, 0];
         let mut reader = Reader::new(File::open(&file).unwrap()).unwrap();
         while let Some(packet) = reader.next_packet().unwrap() {
             if packet.interface == interface {
                 seen[packet.direction as usize] += packet.data.len();
-                assert!(seen[0] >= seen[1] / 8 * (LEN / ANSWERS), "{seen:?}");
+                assert!(seen[0] + ROUND >= seen[1] / 8 * (LEN / ANSWERS), "{seen:?}");
             }
         }
     }
