@@ -250,7 +250,7 @@ impl Walk {
         for (number, interface) in reader.interfaces().iter().enumerate() {
             let there = 2 * number as u64;
             let is_silent = !halves.contains_key(&there) && !halves.contains_key(&(there + 1));
-            if is_silent && ChannelSummary::silent(number, &interface.name).is_some() {
+            if is_silent && ChannelSummary::silent(number, interface).is_some() {
                 halves.insert(there, Half::default());
             }
         }
@@ -261,7 +261,7 @@ impl Walk {
             let direction = if direction == 0 { Direction::ToDestination } else { Direction::ToSource };
             let described = &reader.interfaces()[interface];
             if half.packets == 0 {
-                channels.extend(ChannelSummary::silent(interface, &described.name));
+                channels.extend(ChannelSummary::silent(interface, described));
                 places.push(half.places);
                 continue;
             }
@@ -279,6 +279,7 @@ impl Walk {
             channels.push(ChannelSummary {
                 interface,
                 name: described.name.clone(),
+                description: described.description.clone(),
                 direction,
                 bytes: half.bytes,
                 packets: half.packets,
