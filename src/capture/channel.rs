@@ -9,7 +9,7 @@ use std::ops::Range;
 use super::index;
 use super::reader::Found;
 use super::seal::Seal;
-use super::{Direction, Reader, Timestamp, channel_of};
+use super::{Direction, Interface, Reader, Timestamp, channel_of};
 use crate::limits::MAX_CAPTURE_PLACES;
 use crate::{ChannelId, Error, Result};
 
@@ -97,6 +97,8 @@ pub struct ChannelSummary {
     pub interface: usize,
     /// Name of the interface.
     pub name: String,
+    /// What else is said about it: its peers.
+    pub description: Option<String>,
     /// Which way.
     pub direction: Direction,
     /// How many bytes.
@@ -116,13 +118,15 @@ impl ChannelSummary {
     }
 
     /// A channel on which no byte passed, if it is one that somebody waits for all the same: a preempt channel.
-    pub(super) fn silent(interface: usize, name: &str) -> Option<Self> {
+    pub(super) fn silent(interface: usize, described: &Interface) -> Option<Self> {
+        let Interface { name, description, .. } = described;
         let direction = Direction::ToDestination;
         let may_be_silent =
             matches!(channel_of(name, direction), Some(ChannelId::Preempt | ChannelId::ResumedPreempt(_)));
         may_be_silent.then(|| Self {
             interface,
-            name: name.to_owned(),
+            name: name.clone(),
+            description: description.clone(),
             direction,
             bytes: 0,
             packets: 0,
@@ -204,6 +208,7 @@ pub fn channels(source: impl Read) -> Result<Listing> {
                     let summary = ChannelSummary {
                         interface: packet.interface,
                         name: reader.interfaces()[packet.interface].name.clone(),
+                        description: reader.interfaces()[packet.interface].description.clone(),
                         direction: packet.direction,
                         bytes: 0,
                         packets: 0,
@@ -229,7 +234,7 @@ pub fn channels(source: impl Read) -> Result<Listing> {
     found.resize(reader.interfaces().len().max(found.len()), [None, None]);
     for (number, (halves, interface)) in found.iter_mut().zip(reader.interfaces()).enumerate() {
         if halves.iter().all(Option::is_none) {
-            halves[0] = ChannelSummary::silent(number, &interface.name).map(|summary| (summary, Vec::new()));
+            halves[0] = ChannelSummary::silent(number, interface).map(|summary| (summary, Vec::new()));
         }
     }
     let (channels, places) = found.into_iter().flatten().flatten().unzip();

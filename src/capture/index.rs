@@ -135,7 +135,7 @@ struct Half {
 /// Reads the index whose last block is at `last`; blocks end at `end`. `None` if it does not fit this file.
 pub(super) fn read<S: Read + Seek>(source: &mut S, last: u64, end: u64) -> io::Result<Option<Found>> {
     let Some(blocks) = chain(source, last, end)? else { return Ok(None) };
-    let mut walk = Walk { count: 0, halves: BTreeMap::new(), interfaces: Vec::new() };
+    let mut walk = Walk { count: 0, others: Vec::new(), halves: BTreeMap::new(), interfaces: Vec::new() };
     for (entries, from, until) in blocks.iter().rev() {
         if walk.follow(entries, *from, *until).is_none() {
             return Ok(None);
@@ -177,6 +177,8 @@ fn chain<S: Read + Seek>(source: &mut S, last: u64, end: u64) -> io::Result<Opti
 struct Walk {
     /// Packets so far.
     count: u64,
+    /// What is said to be neither packet nor interface description: offset, length of one, how many.
+    others: Vec<(u64, u64, u64)>,
     halves: BTreeMap<u64, Half>,
     /// Offset and length of every interface description.
     interfaces: Vec<(u64, u32)>,
@@ -195,7 +197,7 @@ impl Walk {
             };
             let len = block.checked_mul(count).filter(|len| (1..=until - at).contains(len))?;
             match what {
-                OTHER => {}
+                OTHER => self.others.push((at, block, count)),
                 INTERFACE => self.add_interfaces(at, u32::try_from(block).ok()?, count)?,
                 _ => self.add_packets(what - PACKETS, at, block, size as u32, count)?,
             }
@@ -234,6 +236,13 @@ impl Walk {
 
     /// Looks at blocks in the file, and puts together what they are.
     fn found<S: Read + Seek>(self, source: &mut S) -> io::Result<Option<Found>> {
+        for (at, block, count) in &self.others {
+            for n in 0..*count {
+                if !hides_nothing(source, at + n * block, *block)? {
+                    return Ok(None);
+                }
+            }
+        }
         // What describes the channels is a small recording of its own.
         let Some(mut head) = section(source)? else { return Ok(None) };
         for (at, len) in &self.interfaces {
@@ -250,7 +259,7 @@ impl Walk {
         for (number, interface) in reader.interfaces().iter().enumerate() {
             let there = 2 * number as u64;
             let is_silent = !halves.contains_key(&there) && !halves.contains_key(&(there + 1));
-            if is_silent && ChannelSummary::silent(number, &interface.name).is_some() {
+            if is_silent && ChannelSummary::silent(number, interface).is_some() {
                 halves.insert(there, Half::default());
             }
         }
@@ -261,7 +270,7 @@ impl Walk {
             let direction = if direction == 0 { Direction::ToDestination } else { Direction::ToSource };
             let described = &reader.interfaces()[interface];
             if half.packets == 0 {
-                channels.extend(ChannelSummary::silent(interface, &described.name));
+                channels.extend(ChannelSummary::silent(interface, described));
                 places.push(half.places);
                 continue;
             }
@@ -279,11 +288,12 @@ impl Walk {
             channels.push(ChannelSummary {
                 interface,
                 name: described.name.clone(),
+                description: described.description.clone(),
                 direction,
                 bytes: half.bytes,
                 packets: half.packets,
-                first: described.time(first),
-                last: described.time(last),
+                first: described.time(first.min(last)),
+                last: described.time(first.max(last)),
             });
             places.push(half.places);
         }
@@ -305,6 +315,15 @@ fn section<S: Read + Seek>(source: &mut S) -> io::Result<Option<Vec<u8>>> {
     head.resize(len as usize, 0);
     source.read_exact(&mut head[8..])?;
     Ok(Some(head))
+}
+
+/// Whether the block there is one that may be passed over: a section header, or one of ours.
+fn hides_nothing<S: Read + Seek>(source: &mut S, at: u64, len: u64) -> io::Result<bool> {
+    let mut head = [0; 8];
+    source.seek(SeekFrom::Start(at))?;
+    source.read_exact(&mut head)?;
+    let (kind, size) = (Order::Little.u32(&head), Order::Little.u32(&head[4..]));
+    Ok(u64::from(size) == len && (kind == block::LOCAL || (kind == block::SECTION_HEADER && at == 0)))
 }
 
 /// Whether there is such a packet; its time as it stands there.

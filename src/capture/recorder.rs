@@ -1,14 +1,15 @@
 //! Writes a recording while a migration runs: many channels, many threads, one file.
 //!
 //! ```text
-//!  ChannelTap::record --+
-//!  ChannelTap::record --+--> lock --> writev(head, data, tail, ..) --> file
-//!  ChannelTap::record --+
+//!  ChannelTap::record      --+
+//!  ChannelTap::record      --+--> lock --> Sink: blocks, index, digests --> file
+//!  ChannelTap::record_from --+
 //! ```
 //!
-//! A record goes to the operating system before `record` returns, straight from the caller's buffer. There is no
-//! queue and no copy, so memory is bounded by nothing but the number of channels, times in the file are in order,
-//! and a process that dies leaves a file with everything in it that was recorded.
+//! The beginning of a recording, and all of one that is no regular file, is in the hands of the operating system before `record`
+//! returns. From 1 MiB on, blocks are put together in memory and written by a thread (`capture/stage.rs`): memory stays at some chunks of
+//! 4 MiB, times in the file are in order, and a process that is killed leaves a file that is a beginning of the recording, with
+//! everything in it but what came in the last moment.
 //!
 //! A recording must not break the migration it watches: after the first failure (a full disk) bytes are counted as
 //! lost, forwarding goes on, and [`Recorder::finish`] reports that failure. [`RecorderOptions::strict`] turns this

@@ -13,6 +13,7 @@ use migwire::{Error, ErrorKind};
 use serde_json::json;
 
 use super::Verdict;
+use super::about::About;
 use super::output;
 use super::trouble::{self, TroubleOptions};
 
@@ -56,6 +57,9 @@ pub(crate) struct Record {
     #[command(flatten)]
     trouble: TroubleOptions,
 
+    #[command(flatten)]
+    about: About,
+
     /// Answer in JSON
     #[arg(long)]
     json: bool,
@@ -70,8 +74,11 @@ impl Record {
         let listener =
             Listener::bind(&self.listen).with_context(|| format!("cannot listen on {}", self.listen))?;
         let comment = Some(format!("{} to {}", self.listen, self.target));
+        let listening = if listener.is_socket() { listener.local_address() } else { &self.listen };
+        let addresses = json!({ "listen": listening.to_string(), "target": self.target.to_string() });
+        let about = Some(self.about.text("proxy", &json!({ "addresses": addresses })));
         let recorder =
-            Recorder::create(&self.output, RecorderOptions { comment, ..RecorderOptions::default() })?;
+            Recorder::create(&self.output, RecorderOptions { comment, about, ..RecorderOptions::default() })?;
         if listener.is_socket() {
             eprintln!("listening on {}", listener.local_address());
         }

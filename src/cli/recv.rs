@@ -18,6 +18,7 @@ use migwire::wire::Method;
 use serde_json::{Value, json};
 
 use super::Verdict;
+use super::about::About;
 use super::output::{self, ProgressLine};
 use super::trouble::{self, TroubleOptions};
 
@@ -107,6 +108,9 @@ pub(crate) struct Recv {
     #[arg(long)]
     lenient: bool,
 
+    #[command(flatten)]
+    about: About,
+
     /// Answer in JSON
     #[arg(long)]
     json: bool,
@@ -121,7 +125,15 @@ impl Recv {
         let listener =
             Listener::bind(&self.address).with_context(|| format!("cannot listen on {}", self.address))?;
         let recorder = match &self.output {
-            Some(path) => Some(Recorder::create(path, RecorderOptions::default())?),
+            Some(path) => {
+                let listening = if listener.is_socket() { listener.local_address() } else { &self.address };
+                let facts = json!({
+                    "addresses": { "listen": listening.to_string() },
+                    "dialect": self.dialect.to_string(),
+                });
+                let about = Some(self.about.text("destination", &facts));
+                Some(Recorder::create(path, RecorderOptions { about, ..RecorderOptions::default() })?)
+            }
             None => None,
         };
         if listener.is_socket() {

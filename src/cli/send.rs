@@ -20,6 +20,7 @@ use migwire::{ChannelId, Error, ErrorKind};
 use serde_json::{Value, json};
 
 use super::Verdict;
+use super::about::About;
 use super::output::{self, ProgressLine};
 use super::trouble::{self, TroubleOptions};
 
@@ -119,6 +120,9 @@ pub(crate) struct Send {
     #[arg(long, value_name = "SECONDS", value_parser = output::parse_seconds)]
     deadline: Option<Duration>,
 
+    #[command(flatten)]
+    about: About,
+
     /// Answer in JSON
     #[arg(long)]
     json: bool,
@@ -213,7 +217,14 @@ impl Send {
         // Whatever can be wrong on our side is found before anybody is connected to.
         let source = self.source()?;
         let recorder = match &self.output {
-            Some(path) => Some(Recorder::create(path, RecorderOptions::default())?),
+            Some(path) => {
+                let facts = json!({
+                    "addresses": { "target": self.address.to_string() },
+                    "dialect": self.dialect.to_string(),
+                });
+                let about = Some(self.about.text("source", &facts));
+                Some(Recorder::create(path, RecorderOptions { about, ..RecorderOptions::default() })?)
+            }
             None => None,
         };
         let patience = self.deadline.map_or(self.timeout, |deadline| deadline.min(self.timeout));

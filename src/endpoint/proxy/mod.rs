@@ -243,6 +243,9 @@ impl Proxy {
         let target = self.reach(shared)?;
         let provisional = ChannelId::Connection(number as u32);
         let tap = self.recorder.as_ref().map(|recorder| recorder.channel(interface_name(provisional)));
+        if let Some(tap) = &tap {
+            let _ = tap.set_description(format!("{} to {}", source.peer(), target.peer()));
+        }
         let ends = Arc::new(Ends {
             source,
             target,
