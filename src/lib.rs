@@ -21,6 +21,7 @@
 //! | [`guest`] | guest memory without a guest: images, digests, patterns, the XBZRLE cache |
 //! | `vmstate` | the VM description (JSON) and what the sections really measure |
 //! | `capture` | a recording of all channels of a migration (pcapng) |
+//! | `tcp` | packets of a network: reassembly, which connections are migrations |
 //! | `container` | what streams come wrapped in: recordings, qcow2 images, dumps of channels |
 //! | `transport` | bytes and the operating system |
 //! | `endpoint` | stand-in destination, stand-in source, recording proxy |
@@ -74,6 +75,8 @@ pub mod multifd;
 pub mod postcopy;
 pub mod report;
 pub mod stream;
+#[cfg(feature = "tcp")]
+pub mod tcp;
 #[cfg(feature = "transport")]
 pub mod transport;
 #[cfg(feature = "json")]

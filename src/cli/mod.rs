@@ -4,8 +4,12 @@
 //! A reader that closes our standard output early is no error.
 
 mod bench;
+mod channels;
 mod dump;
+mod export;
+mod files;
 mod given;
+mod import;
 mod inspect;
 mod output;
 mod record;
@@ -39,6 +43,8 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Bench(bench::Bench),
+    Export(export::Export),
+    Import(import::Import),
     Record(record::Record),
     Recv(recv::Recv),
     Replay(replay::Replay),
@@ -53,6 +59,8 @@ pub(crate) fn run() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome: anyhow::Result<Verdict> = match arguments.verb {
         Verb::Bench(bench) => bench.run(),
+        Verb::Export(verb) => verb.run(),
+        Verb::Import(verb) => verb.run(),
         Verb::Record(record) => record.run(),
         Verb::Recv(recv) => recv.run(),
         Verb::Replay(replay) => replay.run(),

@@ -12,6 +12,7 @@
 //! part that can be sought in also gives the VM description at its end, before anything else is read.
 
 mod directory;
+mod holes;
 mod mapped;
 mod pages;
 mod places;
@@ -339,12 +340,18 @@ fn recorded(path: &Path, file: File) -> Result<(Vec<Part>, Option<Error>)> {
     let mut places = listing.places.unwrap_or_default().into_iter();
     let mut parts = Vec::new();
     let mut connections = 0;
+    let holes = holes::find(&listing.channels);
     for summary in listing.channels {
+        let places_here = places.next();
+        // What follows a hole cannot be read by itself.
+        if capture::hole_of(&summary.name).is_some() {
+            continue;
+        }
         let place = Place::Recorded {
             path: path.into(),
             interface: summary.interface,
             direction: summary.direction,
-            places: places.next().map(Arc::from),
+            places: places_here.map(Arc::from),
         };
         let channel = match summary.channel() {
             Some(channel) if !matches!(channel, ChannelId::Connection(_)) => channel,
@@ -368,7 +375,7 @@ fn recorded(path: &Path, file: File) -> Result<(Vec<Part>, Option<Error>)> {
         let message = "the recording has no channel with a byte in it";
         return Err(Error::nowhere(ErrorKind::Malformed, DOING, message).on(ChannelId::Container));
     }
-    Ok((parts, listing.error))
+    Ok((parts, listing.error.or(holes)))
 }
 
 /// Which channel a file of that kind is by itself.

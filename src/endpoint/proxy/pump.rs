@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use super::{Passed, Shared};
 use crate::capture::{ChannelTap, Direction, interface_name};
 use crate::error::{ChannelId, Error, Result};
+use crate::multifd::Beginning;
 use crate::transport::Connection;
-use crate::wire::{CommandCode, FileHeader, MULTIFD_MAGIC, MultifdHello, SectionKind};
 
 /// Bytes that are read at once: what a socket holds at most by default, so that one call empties it.
 const CHUNK: usize = 256 << 10;
@@ -168,7 +168,7 @@ impl Pump {
     /// are recorded.
     fn name(&self, first: &mut FirstBytes, bytes: &[u8]) -> bool {
         let held = first.bytes.len();
-        first.bytes.extend_from_slice(&bytes[..bytes.len().min(FirstBytes::ENOUGH - held)]);
+        first.bytes.extend_from_slice(&bytes[..bytes.len().min(Beginning::ENOUGH - held)]);
         let has_main = self.shared.has_main.load(Ordering::Acquire);
         let Some(channel) = first.channel(self.number, has_main) else { return false };
         let breaks = &self.shared.breaks;
@@ -220,28 +220,13 @@ struct FirstBytes {
 }
 
 impl FirstBytes {
-    /// The longest thing that has to be read before a connection is known: the hello of a multifd channel, up to its number.
-    const ENOUGH: usize = MultifdHello::ID + 1;
-
     /// What the connection is; `None` as long as more bytes may tell.
     fn channel(&self, number: usize, has_main: bool) -> Option<ChannelId> {
-        let main = FileHeader::MAGIC.to_be_bytes();
-        let multifd = MULTIFD_MAGIC.to_be_bytes();
-        let bytes = &self.bytes[..];
-        let other = ChannelId::Connection(number as u32);
-        if bytes.starts_with(&main) {
-            return Some(ChannelId::Main);
-        }
-        if bytes.starts_with(&multifd) {
-            return bytes.get(MultifdHello::ID).map(|id| ChannelId::Multifd(*id));
-        }
-        if bytes.len() < 4 && (main.starts_with(bytes) || multifd.starts_with(bytes)) {
-            return None;
-        }
-        // The main channel of a recovery has no magic and begins with a command; a preempt channel begins with a page.
-        let [kind, high, low] = bytes.first_chunk()?;
-        let is_command = SectionKind(*kind) == SectionKind::COMMAND
-            && CommandCode(u16::from_be_bytes([*high, *low])).name().is_some();
-        Some(if has_main && !is_command { ChannelId::Preempt } else { other })
+        Some(match Beginning::of(&self.bytes)? {
+            Beginning::Main => ChannelId::Main,
+            Beginning::Multifd(id) => ChannelId::Multifd(id),
+            Beginning::Other if has_main => ChannelId::Preempt,
+            Beginning::Other | Beginning::Command => ChannelId::Connection(number as u32),
+        })
     }
 }
