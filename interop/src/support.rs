@@ -82,6 +82,13 @@ impl Inventory {
             transport(case.transport, &probes),
             self.capabilities(cell, &cell.source, &[&case.variant.both, &case.variant.source]),
             self.capabilities(cell, &cell.destination, &[&case.variant.both, &case.variant.destination]),
+            // Where the recording is made, the source's build is its destination too.
+            match case.kind {
+                Kind::Replay | Kind::Convert => {
+                    self.capabilities(cell, &cell.source, &[&case.variant.both, case.variant.recorded()])
+                }
+                _ => None,
+            },
         ];
         match reasons.into_iter().flatten().next() {
             Some(reason) => Err(Decision::Unsupported(reason)),
