@@ -11,10 +11,10 @@
 
 use serde_json::Value;
 
-use super::proxy;
-use super::{Bench, CAPTURE, TOOL_END, pair};
+use super::{Bench, CAPTURE, TOOL_END, pair, proxy};
 use crate::cases::Transport;
 use crate::failure::{Class, Failure, Run, both};
+use crate::process::last_lines;
 use crate::qemu::Vm;
 use crate::tool::{ToolProcess, error_text};
 use crate::variant::Settings;
@@ -39,21 +39,26 @@ pub(super) fn run(bench: &Bench<'_>) -> Run<()> {
             Err(failure)
         }
         (Err(live), Err(replayed)) => {
-            bench.found.borrow_mut().note = Some(alike(&live, &replayed)?);
+            let words = |role: &str| last_lines(&bench.path(&format!("{role}.stderr")));
+            let words = [words("live"), words("destination")];
+            bench.found.borrow_mut().note = Some(alike(&live, &replayed, &words)?);
             Ok(())
         }
     }
 }
 
-/// Both failed: whether in the same way, and what a reader should know of it.
-fn alike(live: &Failure, replayed: &Failure) -> Run<String> {
+/// Both failed: whether in the same way, and what a reader should know of it. `words` are those of the two destinations.
+fn alike(live: &Failure, replayed: &Failure, words: &[String; 2]) -> Run<String> {
     // What a refusal is called depends on who noticed first; a crash or a hang is something else.
     let kind = |failure: &Failure| match failure.class {
         Class::Crashed | Class::Hung | Class::Stuck | Class::Mismatch => failure.class,
         _ => Class::Failed,
     };
     if kind(live) == kind(replayed) {
-        return Ok(format!("refused alike: {replayed} [live: {live}]"));
+        return Ok(match words {
+            [live, replayed] if live == replayed && !live.is_empty() => format!("refused alike: {live}"),
+            _ => format!("refused alike, in other words: {replayed} [live: {live}]"),
+        });
     }
     let text = format!("the replay ends otherwise than the live migration: {replayed}; live: {live}");
     Err(Failure::new(Class::Failed, text))
@@ -200,10 +205,16 @@ mod tests {
 
     #[test]
     fn a_crash_and_a_refusal_are_not_alike() {
-        let failure = |class| Failure::new(class, "words");
-        assert!(alike(&failure(Class::FalseComplete), &failure(Class::Failed)).is_ok());
-        assert!(alike(&failure(Class::Crashed), &failure(Class::Crashed)).is_ok());
-        assert!(alike(&failure(Class::Crashed), &failure(Class::Failed)).is_err());
-        assert!(alike(&failure(Class::Failed), &failure(Class::Mismatch)).is_err());
+        let alike = |live, replayed, words: [&str; 2]| {
+            let failure = |class| Failure::new(class, "text");
+            alike(&failure(live), &failure(replayed), &words.map(String::from))
+        };
+        let (other, nothing) = (["a", "b"], ["", ""]);
+        assert_eq!(alike(Class::FalseComplete, Class::Failed, ["a", "a"]).unwrap(), "refused alike: a");
+        let text = "refused alike, in other words: text [live: text]";
+        assert_eq!(alike(Class::Crashed, Class::Crashed, other).unwrap(), text);
+        assert_eq!(alike(Class::Crashed, Class::Crashed, nothing).unwrap(), text);
+        assert!(alike(Class::Crashed, Class::Failed, other).is_err());
+        assert!(alike(Class::Failed, Class::Mismatch, other).is_err());
     }
 }
