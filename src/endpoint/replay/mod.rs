@@ -37,6 +37,9 @@ use words::{Comparison, Listener};
 
 const DOING: &str = "replaying";
 
+/// Longest wait for a destination that listens to take another connection.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
 /// Longest wait for a destination without return path to close the connection.
 const PARTING: Duration = Duration::from_secs(5);
 
@@ -201,7 +204,16 @@ impl Replay {
     }
 
     fn play_leg(&self, mut leg: Leg, is_last: bool, clock: Clock, into: &mut Performance) -> Result<()> {
-        let connections = self.connect(&leg)?;
+        let name = interface_name(leg.voices[0].channel);
+        let words = std::mem::take(&mut leg.words);
+        let mut comparison = Comparison::new(name, &words);
+        let connections = match self.connect(&leg) {
+            Ok(connections) => connections,
+            Err(e) => {
+                into.deviations.extend(comparison.finish());
+                return Err(e);
+            }
+        };
         if leg.pause > 0 {
             self.tell(&Notice::Resumed(leg.pause));
         }
@@ -217,9 +229,6 @@ impl Replay {
         let has_return_path = leg.has_return_path && main.is_bidirectional();
         let ending = Ending { is_last, is_complete: leg.is_complete, has_return_path };
         let stage = Stage::new(self.limits, clock.begin, connections.clone());
-        let name = interface_name(leg.voices[0].channel);
-        let words = std::mem::take(&mut leg.words);
-        let mut comparison = Comparison::new(name, &words);
         let mut listener = Listener::default();
         let mut answers = 0;
         let outcome = thread::scope(|scope| {
@@ -293,6 +302,8 @@ impl Replay {
         };
         let mut connections = Vec::new();
         for voice in &leg.voices {
+            // Whoever has taken the first one in listens already.
+            let patience = if connections.is_empty() { patience } else { patience.min(AT_ONCE) };
             let connection =
                 transport::connect_within(address, patience).map_err(|e| match connections.len() {
                     0 => e.on(voice.channel),
