@@ -32,7 +32,7 @@
 //! 1. What is parsed is emitted byte for byte: `emit(parse(b)) == b` for every accepted `b`.
 //! 2. No input makes it panic, and no peer chooses an allocation: lengths meet [`limits`] first.
 //! 3. Memory does not grow with the guest. Pages pass through by reference.
-//! 4. `wire`, `channel`, `stream`, `multifd`, `postcopy` and `device_state` know no socket, file, clock or thread. However a stream is cut, it gives the same
+//! 4. `wire`, `channel`, `stream`, `multifd`, `postcopy`, `device_state` and `tcp` know no socket, file, clock or thread. However a stream is cut, it gives the same
 //!    events, ranges and error texts.
 //! 5. The ranges of a channel's events tile it: every byte belongs to exactly one event.
 //! 6. Numbers on the wire are open: `SectionKind(0x42)` parses, prints and re-emits. Refusing is the grammar's decision.

@@ -235,7 +235,7 @@ impl<R: Read> Reader<R> {
         })?;
         if linktype != LINKTYPE {
             let message = format!(
-                "interface {} carries {}: a capture of a network, not a recording of migration channels (link type {LINKTYPE})",
+                "interface {} carries {}: a capture of a network, not a recording of migration channels (link type {LINKTYPE}); `migwire import` takes the migrations out of it",
                 if interface.name.is_empty() { "without name" } else { &interface.name },
                 linktype_name(linktype)
             );

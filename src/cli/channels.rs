@@ -4,13 +4,13 @@
 //! channel first, from the beginning of time on.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use migwire::capture::{self, Direction, FileKind, Reader, Timestamp, hole_of, interface_name};
 use migwire::channel::Input as _;
 use migwire::container::{self, Access, Contents, Part};
-use migwire::{ChannelId, Error, ErrorKind};
+use migwire::{ChannelId, Error};
 
 use super::files::Slot;
 
@@ -60,20 +60,23 @@ struct Interface {
 }
 
 impl Channels {
-    /// Opens a recording, or channels in files of their own.
-    pub(crate) fn open(files: &[PathBuf]) -> anyhow::Result<Self> {
+    /// Opens recordings, and channels in files of their own, of which those that belong together become one. `piped` is what `-`
+    /// stands for, once.
+    pub(crate) fn open(files: &[PathBuf], piped: Option<Box<dyn Read + Send>>) -> anyhow::Result<Vec<Self>> {
         let mut all = Vec::new();
+        let mut piped = piped;
         for path in files {
-            all.push(container::open(path, false)?);
+            let input = if path.as_os_str() == "-" { piped.take() } else { None };
+            all.push(match input {
+                Some(input) => container::open_once(input, "standard input".into(), false)?,
+                None => container::open(path, false)?,
+            });
         }
-        let [contents] = <[_; 1]>::try_from(container::join(all)).map_err(|all| {
-            let message = format!("{} migrations, where one is wanted", all.len());
-            Error::nowhere(ErrorKind::Misuse, DOING, message)
-        })?;
-        match (contents.kind, files) {
-            (FileKind::Pcapng, [path]) => Ok(Self::recording(path)?),
+        let opened = container::join(all).into_iter().map(|contents| match contents.kind {
+            FileKind::Pcapng => Self::recording(Path::new(&contents.name)),
             _ => Ok(Self::parts(contents)),
-        }
+        });
+        Ok(opened.collect::<Result<_, _>>()?)
     }
 
     fn recording(path: &Path) -> Result<Self, Error> {

@@ -2,17 +2,17 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::BufWriter;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use clap::Args;
-use migwire::Error;
 use migwire::capture::{FrameWriter, LinkType, Timestamp};
 use migwire::tcp::{Conversation, MAX_SEGMENT};
+use migwire::{Error, ErrorKind};
 use serde_json::json;
 
 use super::Verdict;
+use super::behind::Behind;
 use super::channels::{Bit, Channels};
 use super::files::{Files, Target};
 use super::output;
@@ -49,9 +49,13 @@ pub(crate) struct Export {
 impl Export {
     pub(crate) fn run(self) -> anyhow::Result<Verdict> {
         let target = Target::new(&self.output)?;
-        let mut channels = Channels::open(&self.files)?;
-        let mut files = Files::new(target.clone(), String::new());
-        for path in &self.files {
+        let all = Channels::open(&self.files, Some(Box::new(std::io::stdin())))?;
+        let [mut channels] = <[_; 1]>::try_from(all).map_err(|all: Vec<_>| {
+            let message = format!("{} migrations, where one is wanted", all.len());
+            Error::nowhere(ErrorKind::Misuse, DOING, message)
+        })?;
+        let mut files = Files::new(target.clone(), String::new())?;
+        for path in self.files.iter().filter(|path| path.as_os_str() != "-") {
             files.spare(path)?;
         }
         let packets = match target {
@@ -67,8 +71,7 @@ impl Export {
                 files.check_spared(&path)?;
                 let file = File::create(&path).map_err(|e| failed(&path, e))?;
                 let comment = format!("exported from {}", output::names(&self.files));
-                let wire =
-                    FrameWriter::new(BufWriter::with_capacity(1 << 20, file), LinkType(1), Some(&comment));
+                let wire = FrameWriter::new(Behind::new()?.file(file), LinkType(1), Some(&comment));
                 let mut wire = Wire::new(self.ipv6, self.segment, wire.map_err(|e| failed(&path, e))?);
                 channels.each(|bit| wire.put(bit))?;
                 let packets = wire.packets;

@@ -1,14 +1,17 @@
 //! Where the channels of a migration go: a recording, or a directory of raw channels.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
-use std::io::{BufWriter, Write as _};
+use std::io::Write as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use migwire::capture::{ChannelTap, Direction, Recorder, RecorderOptions, Timestamp};
 use migwire::tcp::{Output, Piece};
 use migwire::{Error, ErrorKind};
+
+use super::behind::{Behind, BehindFile};
 
 const DOING: &str = "writing";
 
@@ -66,6 +69,7 @@ pub(crate) struct Files {
     run_of: Option<(usize, Slot, Timestamp)>,
     /// Files that are read, by device and number: they are not overwritten.
     spared: Vec<(u64, u64)>,
+    behind: Behind,
 }
 
 /// Bytes that go to the same place.
@@ -84,12 +88,21 @@ type Words<'a> = &'a dyn Fn() -> (String, Option<String>);
 
 enum Place {
     Recording { recorder: Recorder, taps: HashMap<(usize, Option<Direction>, u64), ChannelTap> },
-    Directory { path: PathBuf, files: HashMap<Slot, BufWriter<File>> },
+    Directory { path: PathBuf, files: HashMap<Slot, BehindFile>, behind: Behind },
 }
 
 impl Files {
-    pub(crate) fn new(target: Target, comment: String) -> Self {
-        Self { target, comment, open: BTreeMap::new(), run: Vec::new(), run_of: None, spared: Vec::new() }
+    pub(crate) fn new(target: Target, comment: String) -> Result<Self, Error> {
+        let behind = Behind::new().map_err(|e| Error::io(DOING, "no thread can be started", e))?;
+        Ok(Self {
+            target,
+            comment,
+            open: BTreeMap::new(),
+            run: Vec::new(),
+            run_of: None,
+            spared: Vec::new(),
+            behind,
+        })
     }
 
     /// Where the migration of that number is.
@@ -143,7 +156,7 @@ impl Files {
         self.flush()?;
         match self.open.remove(&migration) {
             Some(Place::Recording { recorder, .. }) => recorder.finish().map(drop),
-            Some(Place::Directory { path, files }) => {
+            Some(Place::Directory { path, files, .. }) => {
                 files.into_values().try_for_each(|mut file| file.flush()).map_err(|e| failed(&path, e))
             }
             None => Ok(()),
@@ -167,7 +180,7 @@ impl Files {
                 Target::Recording(_) => self.record(&path)?,
                 Target::Directory(_) => {
                     fs::create_dir_all(&path).map_err(|e| failed(&path, e))?;
-                    Place::Directory { path, files: HashMap::new() }
+                    Place::Directory { path, files: HashMap::new(), behind: self.behind.clone() }
                 }
             };
             self.open.insert(migration, place);
@@ -179,7 +192,7 @@ impl Files {
         self.check_spared(path)?;
         let file = File::create(path).map_err(|e| failed(path, e))?;
         let options = RecorderOptions { strict: true, comment: Some(self.comment.clone()) };
-        let recorder = Recorder::new(BufWriter::with_capacity(1 << 20, file), options);
+        let recorder = Recorder::new(self.behind.file(file), options);
         Ok(Place::Recording { recorder, taps: HashMap::new() })
     }
 }
@@ -212,11 +225,11 @@ impl Place {
                     tap
                 });
             }
-            Self::Directory { path, files } => {
-                if !files.contains_key(&slot) {
+            Self::Directory { path, files, behind } => {
+                if let Entry::Vacant(entry) = files.entry(slot) {
                     let path = path.join(file_name(slot));
                     let file = File::create(&path).map_err(|e| failed(&path, e))?;
-                    files.insert(slot, BufWriter::new(file));
+                    entry.insert(behind.file(file));
                 }
             }
         }
@@ -228,7 +241,7 @@ impl Place {
             Self::Recording { taps, .. } => {
                 taps.get(&interface(slot)).map_or(Ok(()), |tap| tap.record_at(slot.direction, time, data))
             }
-            Self::Directory { path, files } => match files.get_mut(&slot) {
+            Self::Directory { path, files, .. } => match files.get_mut(&slot) {
                 Some(file) => file.write_all(data).map_err(|e| failed(&path.join(file_name(slot)), e)),
                 None => Ok(()),
             },

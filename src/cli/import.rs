@@ -2,17 +2,23 @@
 
 use std::fs::File;
 use std::io::{self, Read};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use migwire::capture::{Direction, Frames, interface_name};
-use migwire::tcp::{ChannelReport, End, MigrationReport, Missing, Report, Selection, Traffic, Unread};
-use migwire::{Error, ErrorKind};
+use migwire::capture::{Direction, FileKind, Frames, LINKTYPE, channel_of, interface_name};
+use migwire::tcp::{
+    ChannelReport, Counts, End, MigrationReport, Missing, Report, Selection, Traffic, Unread,
+};
+use migwire::{ChannelId, Error, ErrorKind};
 use serde_json::{Value, json};
 
 use super::Verdict;
+use super::channels::Channels;
 use super::files::{Files, Target};
 use super::output;
+
+const DOING: &str = "importing";
 
 /// Take migrations out of a capture of a network
 ///
@@ -20,7 +26,8 @@ use super::output;
 /// of them are migrations, and writes each as a recording or as raw channels. Names what was lost.
 #[derive(Debug, Args)]
 pub(crate) struct Import {
-    /// Captures (several are parts of one, in their order), or `-` for standard input
+    /// Captures (several are parts of one, in their order), or `-` for standard input; or raw channels, which are put into a
+    /// recording as they are
     #[arg(required = true, value_name = "FILE")]
     files: Vec<PathBuf>,
 
@@ -48,66 +55,75 @@ struct Faults {
     damaged: u64,
 }
 
+/// A file that has been looked at.
+struct Opened<'a> {
+    path: &'a Path,
+    kind: FileKind,
+    source: Box<dyn Read + Send>,
+}
+
 impl Import {
     pub(crate) fn run(self) -> anyhow::Result<Verdict> {
         let target = Target::new(&self.output)?;
         let comment = format!("imported from {}", output::names(&self.files));
-        let mut files = Files::new(target, comment);
+        let mut files = Files::new(target, comment)?;
+        let mut opened = Vec::new();
+        for path in &self.files {
+            let found = Opened::new(path)?;
+            if path.as_os_str() != "-" {
+                files.spare(path)?;
+            }
+            opened.push(found);
+        }
+        if opened.iter().any(Opened::is_raw) {
+            if let Some(other) = opened.iter().find(|found| !found.is_raw()) {
+                let (name, kind) = (other.path.display(), other.kind);
+                let message =
+                    format!("{name} is {kind}, and others hold raw channels: one or the other, please");
+                return Err(Error::nowhere(ErrorKind::Misuse, DOING, message).into());
+            }
+            return self.gather(opened, files);
+        }
         let mut traffic = Traffic::new(Selection { from: self.from, to: self.to });
         let mut faults = Faults::default();
-        for path in &self.files {
-            self.read(path, &mut traffic, &mut files, &mut faults)?;
+        for found in opened {
+            read(found, &mut traffic, &mut files, &mut faults)?;
         }
         let report = traffic.finish(&mut files)?;
         self.tell(&report, &files, &faults)
     }
 
-    fn read(
-        &self,
-        path: &Path,
-        traffic: &mut Traffic,
-        files: &mut Files,
-        faults: &mut Faults,
-    ) -> anyhow::Result<()> {
-        let name = path.display().to_string();
-        let source: Box<dyn Read> = match name.as_str() {
-            "-" => Box::new(io::stdin().lock()),
-            _ => {
-                let file = File::open(path).map_err(|e| Error::io("importing", name.clone(), e))?;
-                files.spare(path)?;
-                Box::new(file)
+    /// Channels that are there already, in files of their own.
+    fn gather(&self, opened: Vec<Opened<'_>>, mut files: Files) -> anyhow::Result<Verdict> {
+        let mut faults = Faults::default();
+        let mut report = Report::default();
+        let nowhere = SocketAddr::from(([0; 4], 0));
+        let piped = opened.into_iter().find(|found| found.path.as_os_str() == "-");
+        let all = Channels::open(&self.files, piped.map(|found| found.source))?;
+        for (number, mut channels) in all.into_iter().enumerate() {
+            channels.each(|bit| {
+                let words = || (bit.name.to_owned(), None);
+                files.put(number, bit.slot, bit.time, bit.data, &words)
+            })?;
+            files.close(number)?;
+            if let Some(error) = channels.fault() {
+                super::given::complain("incomplete", error);
+                faults.first.get_or_insert(error.clone());
             }
-        };
-        let mut fail = |error: Error| -> anyhow::Result<()> {
-            match error.kind() {
-                ErrorKind::Io => Err(error.into()),
-                _ => {
-                    super::given::complain(&name, &error);
-                    faults.first.get_or_insert(error);
-                    Ok(())
-                }
-            }
-        };
-        let mut frames = match Frames::new(source) {
-            Ok(frames) => frames,
-            Err(error) => return fail(error),
-        };
-        loop {
-            match frames.next_frame() {
-                Ok(Some(frame)) => traffic.handle_frame(&frame, files)?,
-                Ok(None) => break,
-                Err(error) => {
-                    fail(error)?;
-                    break;
-                }
-            }
+            let whole = channels.connections().iter().map(|connection| ChannelReport {
+                channel: channel_of(&connection.name, Direction::ToDestination).unwrap_or_default(),
+                to_destination: connection.bytes[0],
+                to_source: connection.bytes[1],
+                missing: Vec::new(),
+                mid_stream: false,
+                one_way: false,
+                closed: true,
+                counts: Counts::default(),
+            });
+            let channels = whole.map(Some).collect();
+            report.migrations.push(MigrationReport { source: nowhere, destination: nowhere, channels });
         }
-        let damage = frames.damage();
-        if let Some((offset, what)) = damage.first {
-            eprintln!("{name}: {} packets left out, the first at offset {offset:#x}: {what}", damage.packets);
-            faults.damaged += damage.packets;
-        }
-        Ok(())
+        self.tell(&report, &files, &faults)
     }
 
     fn tell(&self, report: &Report, files: &Files, faults: &Faults) -> anyhow::Result<Verdict> {
@@ -133,8 +149,8 @@ impl Import {
             .map(|(number, migration)| {
                 json!({
                     "output": files.path(number).display().to_string(),
-                    "source": migration.source.to_string(),
-                    "destination": migration.destination.to_string(),
+                    "source": end(migration.source),
+                    "destination": end(migration.destination),
                     "main": migration.channels.first().is_some_and(Option::is_some),
                     "channels": migration.channels.iter().flatten().map(channel_json).collect::<Vec<_>>(),
                 })
@@ -155,7 +171,8 @@ impl Import {
     fn explain(&self, verdict: &str, report: &Report, files: &Files) {
         for (number, migration) in report.migrations.iter().enumerate() {
             let MigrationReport { source, destination, channels } = migration;
-            eprintln!("{}: {source} to {destination}", files.path(number).display());
+            let ends = end(*source).zip(end(*destination)).map(|(from, to)| format!(": {from} to {to}"));
+            eprintln!("{}{}", files.path(number).display(), ends.unwrap_or_default());
             if channels.first().is_none_or(Option::is_none) {
                 eprintln!("  no main channel was found");
             }
@@ -191,8 +208,85 @@ impl Import {
     }
 }
 
+impl<'a> Opened<'a> {
+    fn new(path: &'a Path) -> Result<Self, Error> {
+        let failed = |e| Error::io(DOING, path.display().to_string(), e);
+        if path.is_dir() {
+            return Ok(Self { path, kind: FileKind::Directory, source: Box::new(io::empty()) });
+        }
+        let mut source: Box<dyn Read + Send> = match path.as_os_str() == "-" {
+            true => Box::new(io::stdin()),
+            false => Box::new(File::open(path).map_err(failed)?),
+        };
+        let mut first = Vec::new();
+        source.by_ref().take(FileKind::ENOUGH as u64).read_to_end(&mut first).map_err(failed)?;
+        let kind = FileKind::of(&first);
+        Ok(Self { path, kind, source: Box::new(io::Cursor::new(first).chain(source)) })
+    }
+
+    /// Whether it is channels as they are. What is neither that nor a capture is refused as a capture.
+    fn is_raw(&self) -> bool {
+        matches!(
+            self.kind,
+            FileKind::Stream
+                | FileKind::OldStream(_)
+                | FileKind::Multifd
+                | FileKind::ReturnPath
+                | FileKind::Directory
+        )
+    }
+}
+
+/// Reads a file to its end, or to what is wrong with it.
+fn read(
+    opened: Opened<'_>,
+    traffic: &mut Traffic,
+    files: &mut Files,
+    faults: &mut Faults,
+) -> anyhow::Result<()> {
+    let name = opened.path.display().to_string();
+    let mut fail = |error: Error| -> anyhow::Result<()> {
+        if error.kind() == ErrorKind::Io {
+            return Err(error.into());
+        }
+        super::given::complain(&name, &error);
+        faults.first.get_or_insert(error);
+        Ok(())
+    };
+    let mut frames = match Frames::new(opened.source) {
+        Ok(frames) => frames,
+        Err(error) => return fail(error),
+    };
+    loop {
+        match frames.next_frame() {
+            Ok(Some(frame)) if frame.link.0 == LINKTYPE => {
+                let message = "a recording of migration channels: it is what an import would make of it";
+                fail(Error::nowhere(ErrorKind::Unsupported, DOING, message).on(ChannelId::Container))?;
+                break;
+            }
+            Ok(Some(frame)) => traffic.handle_frame(&frame, files)?,
+            Ok(None) => break,
+            Err(error) => {
+                fail(error)?;
+                break;
+            }
+        }
+    }
+    let damage = frames.damage();
+    if let Some((offset, what)) = damage.first {
+        eprintln!("{name}: {} packets left out, the first at offset {offset:#x}: {what}", damage.packets);
+        faults.damaged += damage.packets;
+    }
+    Ok(())
+}
+
 /// Holes of a channel that are told to people.
 const MISSING_SHOWN: usize = 20;
+
+/// An end of a connection, of those that were connections.
+fn end(end: SocketAddr) -> Option<String> {
+    (end.port() != 0).then(|| end.to_string())
+}
 
 fn channel_text(found: &ChannelReport) -> String {
     let mut line = format!(

@@ -3,6 +3,7 @@
 //! Exit codes: 0 ok, 1 a negative finding (a peer failed, bytes differ, an error in a stream), 2 usage, 3 environment.
 //! A reader that closes our standard output early is no error.
 
+mod behind;
 mod bench;
 mod channels;
 mod dump;

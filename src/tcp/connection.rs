@@ -7,7 +7,8 @@
 //! ```
 //! A direction of which none of that was captured begins somewhere, with the first bytes that come.
 
-use core::net::SocketAddr;
+use core::hash::{Hash, Hasher};
+use core::net::{IpAddr, SocketAddr};
 
 use super::Segment;
 use super::reassembly::{Counts, Deliver, Reassembly};
@@ -18,8 +19,22 @@ use crate::capture::Timestamp;
 pub(super) type Side = usize;
 
 /// Both ends of a connection, whoever opened it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Ends(pub(super) [SocketAddr; 2]);
+
+impl Hash for Ends {
+    /// In few and large pieces: this is done for every packet.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let [a, b] = self.0;
+        match (a.ip(), b.ip()) {
+            (IpAddr::V4(a), IpAddr::V4(b)) => {
+                state.write_u64((u64::from(a.to_bits()) << 32) | u64::from(b.to_bits()));
+            }
+            (a, b) => [a, b].hash(state),
+        }
+        state.write_u32((u32::from(a.port()) << 16) | u32::from(b.port()));
+    }
+}
 
 impl Ends {
     /// The connection that a segment belongs to, and which end has sent it.

@@ -77,8 +77,9 @@ struct Migration {
     began: Timestamp,
     channels: Vec<Option<ChannelReport>>,
     members: Vec<Ends>,
-    /// Connections that have not ended.
+    /// Connections that have not ended, and when the last one did.
     open: usize,
+    last_closed: Timestamp,
     has_main: bool,
     /// When the main channel ended, unless it goes on in another connection.
     main_closed: Option<Timestamp>,
@@ -395,6 +396,7 @@ impl Migrations {
             channels: vec![None],
             members: Vec::new(),
             open: 0,
+            last_closed: began,
             has_main: false,
             main_closed: None,
             pauses: 0,
@@ -421,6 +423,7 @@ impl Migrations {
         match channel {
             ChannelId::Main => {
                 (migration.has_main, connection) = (true, 0);
+                (migration.source, migration.destination) = (tag.ends.0[source], tag.ends.0[1 - source]);
                 migration.main_closed = None;
             }
             ChannelId::Resumed(n) => {
@@ -443,6 +446,7 @@ impl Migrations {
     fn close(&mut self, member: Member, time: Timestamp) {
         let migration = &mut self.all[member.migration];
         migration.open = migration.open.saturating_sub(1);
+        migration.last_closed = migration.last_closed.max(time);
         match member.channel {
             ChannelId::Main | ChannelId::Resumed(_) => migration.main_closed = Some(time),
             ChannelId::Multifd(id) => drop(migration.multifd.insert(id, true)),
@@ -513,7 +517,7 @@ impl Migration {
     /// Whether a connection with that beginning belongs to this migration, and not to one that follows it.
     fn takes(&self, tag: &Tag, magic: Option<Beginning>) -> bool {
         match magic {
-            Some(Beginning::Main) => !self.has_main && self.open > 0,
+            Some(Beginning::Main) => !self.has_main && (self.open > 0 || tag.opened <= self.last_closed),
             Some(Beginning::Multifd(id)) => self.overlaps(tag) && self.multifd.get(&id) != Some(&true),
             _ => true,
         }

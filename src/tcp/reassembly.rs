@@ -41,8 +41,9 @@ pub struct Reassembly {
     held: BTreeMap<u64, Held>,
     /// What the held segments take.
     weight: usize,
-    /// Bytes in front of this one were acknowledged.
+    /// Bytes in front of this one were acknowledged, the last ones in a step of so many.
     acknowledged: u64,
+    step: u64,
     /// Since when the receiver has been known to have what is missing here.
     known_missing: Option<Timestamp>,
     /// Where FIN is.
@@ -78,6 +79,7 @@ impl Reassembly {
             held: BTreeMap::new(),
             weight: 0,
             acknowledged: 0,
+            step: 0,
             known_missing: None,
             end: None,
             counts: Counts::default(),
@@ -137,7 +139,11 @@ impl Reassembly {
     pub fn handle_acknowledgement(&mut self, number: u32, time: Timestamp) {
         let ahead = self.ahead(number);
         if (0..WINDOW).contains(&ahead) {
-            self.acknowledged = self.acknowledged.max(self.offset + ahead.unsigned_abs());
+            let to = self.offset + ahead.unsigned_abs();
+            if to > self.acknowledged {
+                self.step = to - self.acknowledged;
+                self.acknowledged = to;
+            }
             self.watch(time);
         }
     }
@@ -173,8 +179,8 @@ impl Reassembly {
         }
         let known = match self.end {
             Some(end) => end,
-            // FIN has a number too: one that was lost cannot be told from a byte.
-            None if self.acknowledged == self.offset + 1 => self.offset,
+            // FIN has a number too, and is acknowledged by itself as a rule.
+            None if self.step == 1 || self.acknowledged == self.offset + 1 => self.acknowledged - 1,
             None => self.acknowledged,
         };
         Ok(known.max(self.offset))
@@ -255,10 +261,14 @@ impl Reassembly {
     }
 
     fn keep(&mut self, from: u64, data: &[u8], cut: usize) {
-        if data.is_empty() && cut == 0 {
-            return;
+        if data.is_empty() {
+            // Nothing but the knowledge that what follows was not kept; bytes that are there know better.
+            let before = self.held.range(..=from).next_back();
+            if cut == 0 || before.is_some_and(|(start, held)| start + held.data.len() as u64 > from) {
+                return;
+            }
         }
-        // What is there can only be a segment of which nothing was kept.
+        // What is there can only be such a one.
         if let Some(Held { data, .. }) = self.held.insert(from, Held { data: data.into(), cut }) {
             self.weight -= data.len() + ENTRY;
         }

@@ -58,7 +58,7 @@ pub struct Report {
 /// A migration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MigrationReport {
-    /// The source's end of the first connection that was recognised.
+    /// The source's end of the main channel; of the first connection that was recognised, if there is none.
     pub source: SocketAddr,
     /// The destination's.
     pub destination: SocketAddr,

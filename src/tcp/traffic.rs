@@ -64,7 +64,8 @@ impl Traffic {
     ) -> Result<()> {
         let (ends, side) = Ends::of(segment);
         let time = frame.time;
-        if let Some((connection, _)) = self.connections.get(&ends)
+        if segment.syn
+            && let Some((connection, _)) = self.connections.get(&ends)
             && connection.is_reopened_by(side, segment)
         {
             self.retire(vec![(ends, time)], output)?;
@@ -144,3 +145,6 @@ impl Traffic {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

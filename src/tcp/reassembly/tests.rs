@@ -206,10 +206,12 @@ fn the_end_by_acknowledgement() {
     b.data(0, b"abc");
     b.acknowledge(4);
     assert_eq!(b.finish(), 3, "FIN, which was not captured");
-    b.acknowledge(5);
-    assert_eq!(b.finish(), 5);
+    b.acknowledge(6);
+    assert_eq!(b.finish(), 6);
     b.acknowledge(2);
-    assert_eq!(b.finish(), 5, "an old one");
+    assert_eq!(b.finish(), 6, "an old one");
+    b.acknowledge(7);
+    assert_eq!(b.finish(), 6, "FIN by itself");
 }
 
 #[test]
@@ -225,6 +227,16 @@ fn cut_segments_are_holes_at_once() {
     b.data(40, b"0123456789");
     b.data(30, b"0123456789");
     assert_eq!(b.runs()[3], (30, "01234567890123456789"));
+}
+
+#[test]
+fn what_is_known_to_be_cut_does_not_displace_bytes() {
+    let mut b = Bench::new(0);
+    b.data(5, b"56789");
+    b.cut(3, b"34", 4);
+    b.cut(4, b"456", 9);
+    b.data(0, b"012");
+    assert_eq!((b.runs(), b.stream.weight()), (vec![(0, "0123456789")], 0));
 }
 
 /// A segment: where, how long, and whether its bytes are those of the stream.
