@@ -239,7 +239,9 @@ fn zero_pages_in_packets(machine: &Machine, cell: &Cell, probes: &[(&str, &Probe
     const FIRST: (u64, u64) = (9, 0);
     let is_forced =
         cell.case.variant.source.parameters.get("zero-page-detection").is_some_and(|v| v == "multifd");
-    release(&cell.destination, probes).is_some_and(|release| release >= FIRST)
+    // What was recorded by a stand-in may be played to the build that it came from.
+    let reader = if cell.destination == STANDIN { &cell.source } else { &cell.destination };
+    release(reader, probes).is_some_and(|release| release >= FIRST)
         && (is_forced || machine_version(machine).is_none_or(|version| version >= FIRST))
 }
 

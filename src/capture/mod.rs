@@ -25,6 +25,8 @@ mod frames;
 mod kind;
 mod reader;
 mod recorder;
+mod sink;
+mod stage;
 
 use std::fmt;
 
@@ -54,6 +56,14 @@ impl Direction {
         match self {
             Self::ToDestination => Self::ToSource,
             Self::ToSource => Self::ToDestination,
+        }
+    }
+
+    /// The two lowest bits of `epb_flags`.
+    fn flags(self) -> u32 {
+        match self {
+            Self::ToSource => 1,
+            Self::ToDestination => 2,
         }
     }
 }

@@ -6,6 +6,7 @@
 mod behind;
 mod bench;
 mod channels;
+mod convert;
 mod dump;
 mod export;
 mod files;
@@ -46,6 +47,7 @@ enum Verb {
     Bench(bench::Bench),
     Export(export::Export),
     Import(import::Import),
+    Convert(convert::Convert),
     Record(record::Record),
     Recv(recv::Recv),
     Replay(replay::Replay),
@@ -62,6 +64,7 @@ pub(crate) fn run() -> ExitCode {
         Verb::Bench(bench) => bench.run(),
         Verb::Export(verb) => verb.run(),
         Verb::Import(verb) => verb.run(),
+        Verb::Convert(convert) => convert.run(),
         Verb::Record(record) => record.run(),
         Verb::Recv(recv) => recv.run(),
         Verb::Replay(replay) => replay.run(),

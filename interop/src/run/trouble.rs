@@ -56,10 +56,18 @@ struct Seen {
 /// Asks both until both have ended, or until nothing has happened for a while.
 fn watch(bench: &Bench<'_>, source: &mut Vm, destination: &mut Vm) -> Run<[Seen; 2]> {
     let is_over = |seen: &Seen| !matches!(seen.end, End::Waiting);
-    let (mut last, mut since) = (None, Instant::now());
+    let (mut last, mut since): (Option<[Seen; 2]>, _) = (None, Instant::now());
     let mut has_left = false;
     loop {
-        let now = [look(source, true)?, look(destination, false)?];
+        // Who does not answer is killed, and its death says nothing more about it.
+        let gone = |which: usize| {
+            let seen = last.as_ref().map(|last| last[which].clone());
+            seen.filter(|seen| matches!(seen.end, End::Gone | End::Crashed | End::Silent))
+        };
+        let now = [
+            gone(0).map_or_else(|| look(source, true), Ok)?,
+            gone(1).map_or_else(|| look(destination, false), Ok)?,
+        ];
         // A bad end may be followed by another word of the same end, such as the death of its process.
         let is_settled = now.iter().all(is_over);
         if is_settled && (has_left || now.iter().all(|seen| seen.end == End::Completed)) {
