@@ -4,11 +4,12 @@
 //! begins with a magic number belongs to a migration, which it may be the first sign of. One that does not belongs to the one
 //! that runs between the same hosts to the same port at that time, if there is one; if not, it is ignored, until there is.
 
-use core::net::{IpAddr, SocketAddr};
-use core::ops::Range;
+use core::net::SocketAddr;
 use std::collections::{BTreeMap, HashMap};
 
 use super::connection::{Connection, Ends, Side};
+use super::migration::{Migration, Route};
+use super::tag::{Bytes, Flow, Member, State, Tag};
 use super::{ChannelReport, MigrationReport, Missing, Output, Piece, Selection};
 use crate::capture::{Direction, FileKind, Timestamp};
 use crate::limits::{MAX_IMPORT_CONNECTIONS, MAX_IMPORT_FRAGMENTS, MAX_IMPORT_MIGRATIONS};
@@ -19,92 +20,6 @@ use crate::{ChannelId, Result};
 const FIRST: usize = 64 << 10;
 /// The same, of all connections.
 const FIRST_OF_ALL: usize = 8 << 20;
-
-/// What is known of a connection beside its packets.
-#[derive(Debug)]
-pub(super) struct Tag {
-    pub(super) ends: Ends,
-    opened: Timestamp,
-    opener: Option<Side>,
-    exact: [bool; 2],
-    closed: Option<Timestamp>,
-    encrypted: bool,
-    state: State,
-    flows: [Flow; 2],
-    /// Migrations that there were when it was last looked at.
-    seen: usize,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Undecided,
-    Ignored,
-    Member(Member),
-}
-
-/// Its place in a migration.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Member {
-    migration: usize,
-    connection: usize,
-    channel: ChannelId,
-    source: Side,
-    ends: [SocketAddr; 2],
-}
-
-/// One direction.
-#[derive(Debug, Default)]
-struct Flow {
-    /// Its first bytes, while undecided, and their offset.
-    first: Vec<u8>,
-    first_offset: u64,
-    first_time: Timestamp,
-    /// Where the next byte to be passed on is.
-    settled: u64,
-    /// Where the last hole ended.
-    fragment: u64,
-    bytes: u64,
-    missing: Vec<Range<u64>>,
-    /// There were too many holes: nothing is passed on any more.
-    muted: bool,
-}
-
-/// A migration as it goes on.
-#[derive(Debug)]
-struct Migration {
-    source: SocketAddr,
-    destination: SocketAddr,
-    began: Timestamp,
-    channels: Vec<Option<ChannelReport>>,
-    members: Vec<Ends>,
-    /// Connections that have not ended, and when the last one did.
-    open: usize,
-    last_closed: Timestamp,
-    has_main: bool,
-    /// When the main channel ended, unless it goes on in another connection.
-    main_closed: Option<Timestamp>,
-    pauses: u32,
-    /// Multifd channels, and whether their connection has ended.
-    multifd: BTreeMap<u8, bool>,
-    fragments: usize,
-    is_over: bool,
-}
-
-/// Where connections of a migration go: from this host, to this port of that one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Route {
-    from: IpAddr,
-    to: SocketAddr,
-}
-
-/// Bytes of one direction of a connection, in order.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Bytes<'a> {
-    pub(super) side: Side,
-    pub(super) offset: u64,
-    pub(super) time: Timestamp,
-    pub(super) data: &'a [u8],
-}
 
 /// See the module.
 #[derive(Debug, Default)]
@@ -121,43 +36,6 @@ pub(super) struct Migrations {
     pub(super) encrypted: u64,
     /// Connections that would have been one migration too many.
     pub(super) too_many: u64,
-}
-
-impl Tag {
-    pub(super) fn new(ends: Ends, opened: Timestamp) -> Self {
-        Self {
-            ends,
-            opened,
-            opener: None,
-            exact: [false; 2],
-            closed: None,
-            encrypted: false,
-            state: State::Undecided,
-            flows: Default::default(),
-            seen: 0,
-        }
-    }
-
-    pub(super) fn is_member(&self) -> bool {
-        matches!(self.state, State::Member(_))
-    }
-
-    fn has_bytes(&self) -> bool {
-        self.flows.iter().any(|flow| !flow.first.is_empty())
-    }
-
-    fn beginning(&self, side: Side) -> Option<Beginning> {
-        let flow = &self.flows[side];
-        Beginning::of(&flow.first).filter(|_| flow.first_offset == 0)
-    }
-
-    /// Who sends a magic number, and what it says.
-    fn magic(&self) -> Option<(Side, Beginning)> {
-        [0, 1].into_iter().find_map(|side| {
-            let found = self.beginning(side)?;
-            matches!(found, Beginning::Main | Beginning::Multifd(_)).then_some((side, found))
-        })
-    }
 }
 
 impl Migrations {
@@ -248,6 +126,8 @@ impl Migrations {
         if tag.closed.is_none() {
             self.close(member, connection.last_time);
         }
+        // Another connection may have the same ends.
+        self.all[member.migration].members.retain(|ends| *ends != tag.ends);
         let directions = [Direction::ToDestination, Direction::ToSource];
         let sides = [member.source, 1 - member.source];
         let mut missing = Vec::new();
@@ -499,62 +379,5 @@ impl Migrations {
             time,
             data,
         })
-    }
-}
-
-impl Flow {
-    /// What lies in front of `end` is missing.
-    fn lose(&mut self, end: u64) {
-        match self.missing.last_mut() {
-            Some(last) if last.end == self.settled => last.end = end,
-            _ => self.missing.push(self.settled..end),
-        }
-        self.settled = end;
-    }
-}
-
-impl Migration {
-    /// Whether a connection with that beginning belongs to this migration, and not to one that follows it.
-    fn takes(&self, tag: &Tag, magic: Option<Beginning>) -> bool {
-        match magic {
-            Some(Beginning::Main) => !self.has_main && (self.open > 0 || tag.opened <= self.last_closed),
-            Some(Beginning::Multifd(id)) => self.overlaps(tag) && self.multifd.get(&id) != Some(&true),
-            _ => true,
-        }
-    }
-
-    fn overlaps(&self, tag: &Tag) -> bool {
-        self.main_closed.is_none_or(|closed| tag.opened <= closed)
-            && tag.closed.is_none_or(|closed| closed >= self.began)
-    }
-
-    /// What a connection is in this migration. `is_certain`: it is not going to say more.
-    fn channel(&self, tag: &Tag, source: Side, is_certain: bool) -> Option<ChannelId> {
-        let overlaps = self.overlaps(tag);
-        match tag.beginning(source) {
-            Some(Beginning::Main) => Some(ChannelId::Main),
-            Some(Beginning::Multifd(id)) => Some(ChannelId::Multifd(id)),
-            Some(Beginning::Command) if self.has_main && tag.exact[source] => {
-                Some(ChannelId::Resumed(self.pauses + 1))
-            }
-            Some(Beginning::Other) if self.has_main && tag.exact[source] && overlaps => {
-                Some(if self.pauses > 0 {
-                    ChannelId::ResumedPreempt(self.pauses)
-                } else {
-                    ChannelId::Preempt
-                })
-            }
-            // One on which nothing was said is one if it was made at all.
-            _ if is_certain && overlaps && (tag.has_bytes() || tag.exact == [true; 2]) => {
-                Some(ChannelId::Connection(0))
-            }
-            _ => None,
-        }
-    }
-}
-
-impl Route {
-    fn of(tag: &Tag, opener: Side) -> Self {
-        Self { from: tag.ends.0[opener].ip(), to: tag.ends.0[1 - opener] }
     }
 }

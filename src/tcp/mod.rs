@@ -15,12 +15,14 @@
 mod connection;
 mod ip;
 mod link;
+mod migration;
 mod migrations;
 mod reassembly;
 mod report;
 mod segment;
 mod selection;
 mod synthetic;
+mod tag;
 mod traffic;
 
 pub use reassembly::{Counts, Deliver, Reassembly};

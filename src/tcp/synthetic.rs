@@ -43,6 +43,13 @@ impl Conversation {
         Self { ends: [source, destination], next: numbers, identification: 0, segment: MAX_SEGMENT }
     }
 
+    /// With other numbers to begin with.
+    #[must_use]
+    pub fn with_numbers(mut self, numbers: [u32; 2]) -> Self {
+        self.next = numbers;
+        self
+    }
+
     /// With segments of at most so many bytes.
     #[must_use]
     pub fn with_segments(mut self, bytes: usize) -> Self {

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use super::connection::{Connection, Ends};
-use super::migrations::{Bytes, Migrations, Tag};
+use super::migrations::Migrations;
+use super::tag::{Bytes, Tag};
 use super::{Output, Report, Segment, Selection, Unread};
 use crate::Result;
 use crate::capture::{Frame, Timestamp};

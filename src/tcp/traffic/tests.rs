@@ -200,6 +200,27 @@ fn several_migrations_one_after_the_other() {
 }
 
 #[test]
+fn a_port_is_used_again() {
+    let mut capture = Capture::default();
+    for round in 0..3 {
+        let mut main = conversation(1000).with_numbers([1000 * round, 5000 * round]);
+        capture.add(|emit| main.open(emit));
+        capture.add(|emit| main.say(ToDestination, MAIN, emit));
+        capture.add(|emit| main.say(ToDestination, &[round as u8; 30], emit));
+        if round != 1 {
+            capture.add(|emit| main.close(emit));
+        }
+    }
+    let (seen, report) = capture.import();
+    assert_eq!((report.migrations.len(), report.ignored), (3, 0));
+    let complete: Vec<_> = report.migrations.iter().map(MigrationReport::is_complete).collect();
+    assert_eq!(complete, [true, false, true]);
+    for round in 0..3 {
+        assert_eq!(seen.run(round, "main", ToDestination), [MAIN, &[round as u8; 30]].concat());
+    }
+}
+
+#[test]
 fn traffic_that_is_none_is_ignored() {
     let mut capture = Capture::default();
     capture.connection(999, b"GET / HTTP/1.1\r\n\r\n", b"HTTP/1.1 200 OK\r\n\r\n");
