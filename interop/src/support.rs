@@ -35,7 +35,7 @@ pub(crate) struct Setup {
     pub(crate) destination_globals: Vec<String>,
     /// What the stand-in source has to write: the destination's release, and the version of the machine type.
     pub(crate) dialect: String,
-    /// Zero pages may come listed in multifd packets. A stock destination leaves its memory alone then, and trusts that it is zero.
+    /// Zero pages may come listed in multifd packets, if there are any. A stock destination leaves its memory alone then, and trusts that it is zero.
     pub(crate) zero_pages_in_packets: bool,
     /// Whether a source of this case synchronises its multifd channels by a word of their own (8.1 and later machine types).
     pub(crate) per_round: bool,
@@ -97,8 +97,7 @@ impl Inventory {
                 destination_globals: hold_back(&machine, &cell.destination, &probes),
                 acknowledgements: acknowledgements(&machine, &cell.source, &probes),
                 dialect: dialect(&machine, &cell.destination, &probes),
-                zero_pages_in_packets: case.variant.multifd().is_some()
-                    && zero_pages_in_packets(&machine, cell, &probes),
+                zero_pages_in_packets: zero_pages_in_packets(&machine, cell, &probes),
                 per_round: per_round(&machine, &cell.source, &probes),
                 machine,
             }),

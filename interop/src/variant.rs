@@ -64,7 +64,7 @@ pub(crate) struct Variant {
     /// What the destination of a recording needs, where another one than the case is about takes it.
     #[serde(default)]
     pub(crate) recorded: Option<Settings>,
-    /// What to tell `migwire convert`.
+    /// What to tell `migwire convert`; `{dialect}` is what the destination understands, by its release and machine type.
     #[serde(default)]
     pub(crate) convert: Vec<String>,
     /// What becomes of the recording as it is, at the destination that is to load the converted one.

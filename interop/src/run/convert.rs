@@ -51,7 +51,8 @@ fn as_it_is(bench: &Bench<'_>, raw: Raw) -> Run<String> {
 fn convert(bench: &Bench<'_>) -> Run<Value> {
     let mut arguments =
         ["convert", &bench.word(CAPTURE), "-o", &bench.word(CONVERTED)].map(String::from).to_vec();
-    arguments.extend(bench.cell.case.variant.convert.iter().cloned());
+    let dialect = |word: &String| word.replace("{dialect}", &bench.setup.dialect);
+    arguments.extend(bench.cell.case.variant.convert.iter().map(dialect));
     arguments.push("--json".into());
     let mut process = ToolProcess::spawn(bench.tool(), "convert", &arguments, &bench.place)?;
     let report = process.finish(bench.place.deadline.within(TOOL_END))?;

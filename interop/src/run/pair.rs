@@ -63,7 +63,7 @@ pub(super) fn live(
 }
 
 /// Where a destination listens again after a break.
-pub(super) fn listen_again(bench: &Bench<'_>, target: &str) -> String {
+fn listen_again(bench: &Bench<'_>, target: &str) -> String {
     match bench.cell.case.transport {
         Transport::Unix => bench.unix_address(),
         _ => target.to_owned(),

@@ -209,7 +209,7 @@ impl Bench<'_> {
         let filled = if case.variant.shared_ram {
             std::fs::copy(like, &memory).map(drop)
         } else {
-            let unwritten = if self.setup.zero_pages_in_packets { 0 } else { UNWRITTEN };
+            let unwritten = if self.setup.zero_pages_in_packets && has("multifd") { 0 } else { UNWRITTEN };
             ram::fill_byte(&memory, self.setup.machine.ram_bytes, unwritten)
         };
         filled.map_err(|e| Failure::environment(memory.display(), e))?;
