@@ -311,7 +311,10 @@ impl Sink {
 
     /// The stage has failed: what the file holds of the recording is what was whole in front of that.
     fn break_off(&mut self, (error, mark): Broken) {
-        self.stage = None;
+        // Its thread may be the one that is here, and must not go on behind what is cut off now.
+        if let Some(stage) = self.stage.take() {
+            stage.abandon();
+        }
         self.summary = mark;
         self.cut_off();
         self.fail(error);

@@ -69,6 +69,8 @@ struct State {
     /// How many chunks there are.
     count: usize,
     is_closed: bool,
+    /// What waits is not written any more.
+    is_abandoned: bool,
     broken: Option<Broken>,
 }
 
@@ -171,6 +173,11 @@ impl Stage {
         Ok(())
     }
 
+    /// Nothing more is to be written: what the file holds is about to be cut off.
+    pub(super) fn abandon(&self) {
+        self.disk.lock().is_abandoned = true;
+    }
+
     /// Writes everything.
     pub(super) fn finish(mut self) -> Result<(), Broken> {
         self.end();
@@ -244,6 +251,7 @@ impl Disk {
             };
             // Behind this one and the one that is filled, all are waiting: the disk does not keep up.
             let is_late = state.full.len() + 2 >= CHUNKS;
+            is_broken |= state.is_abandoned;
             drop(state);
             let written = if is_broken { Ok(()) } else { self.write(&full, !is_late) };
             state = self.lock();

@@ -118,6 +118,10 @@ impl Survey {
 }
 
 /// A parser for the main channel, which forgives: what is converted may be faulty, and stays so.
+#[cfg_attr(
+    not(feature = "json"),
+    expect(unused_variables, reason = "sizes of payloads are learned from a text in JSON")
+)]
 pub(super) fn parser(part: &Part) -> Result<Parser> {
     let parser = Parser::with(Mode::Lenient, Dialect::ANY);
     #[cfg(feature = "json")]
