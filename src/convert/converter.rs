@@ -122,13 +122,13 @@ impl<'a> Converter<'a> {
         }
         let was_in_package = std::mem::replace(&mut self.in_package, grammar.package_end().is_some());
         match &located.event {
-            Event::Command(Command::SwitchoverStart) if !self.plan.knows(Difference::SwitchoverStart) => {
+            Event::Command(Command::SwitchoverStart) if !self.plan.writes(Difference::SwitchoverStart) => {
                 self.changes.note("SWITCHOVER_START dropped");
                 return Ok(());
             }
             Event::Command(Command::Packaged { size }) => {
                 let dropped = self.plan.survey.switchovers.get(&located.range.start).copied().unwrap_or(0);
-                if dropped > 0 && !self.plan.knows(Difference::SwitchoverStart) {
+                if dropped > 0 && !self.plan.writes(Difference::SwitchoverStart) {
                     Command::Packaged { size: size.saturating_sub(dropped) }.emit(&mut self.main);
                     return Ok(());
                 }
