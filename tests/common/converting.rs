@@ -11,6 +11,7 @@ use migwire::wire::Method;
 use migwire::{ChannelId, ErrorKind};
 
 use super::made::Recipe;
+use super::ram::memory;
 
 /// The channels of a new migration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -86,6 +87,36 @@ pub(crate) fn refused(channels: &Channels, dialect: Dialect, machine: Option<Rel
     });
     let fault = whole.and_then(|whole| whole.faults.first().map(|fault| fault.to_string()));
     wrong.or(fault)
+}
+
+/// Converts, and holds the outcome against the input, which is a migration that a strict reading takes. With `is_stock`, it is also one
+/// that a source may write, so that the release has to take what comes of it.
+///
+/// # Panics
+/// If memory is not what it was; if the channels are not taken.
+pub(crate) fn check(before: &Channels, options: &Options, is_stock: bool) {
+    match converted(&mut before.parts(), options) {
+        Err(error) if is_impossible(error.kind()) => {}
+        Err(error) => assert!(!is_stock, "{error}"),
+        Ok((found, changes)) => {
+            let dialect = if is_stock { options.dialect } else { Dialect::ANY };
+            if is_stock || refused(before, Dialect::ANY, None).is_none() {
+                let refused = refused(&found, dialect, machine(before));
+                assert_eq!(refused, None, "{options:?}, {changes:?}");
+                let ram = |channels: &Channels| memory(&mut channels.parts()).map(|memory| memory.ram());
+                let (before, after) = (ram(before).expect("it was read"), ram(&found).expect("it was read"));
+                assert!(before == after, "{options:?}, {changes:?}");
+            }
+        }
+    }
+}
+
+/// Version of the machine type at the beginning of a main channel.
+pub(crate) fn machine(channels: &Channels) -> Option<Release> {
+    let main = channels.0.get(&ChannelId::Main)?;
+    let length = u32::from_be_bytes(main.get(9..13)?.try_into().ok()?) as usize;
+    let name = std::str::from_utf8(main.get(13..)?.get(..length)?).ok()?;
+    name.rsplit_once('-')?.1.parse().ok()
 }
 
 /// Whether an error says that something cannot be done, and not that the channels are faulty.

@@ -48,7 +48,6 @@ pub(crate) struct Made {
     pub(crate) channels: BTreeMap<ChannelId, Vec<u8>>,
     /// Memory in the end.
     pub(crate) ram: Ram,
-    pub(crate) is_postcopy: bool,
 }
 
 /// Makes one.
@@ -140,7 +139,7 @@ impl<'a, 'b> Maker<'a, 'b> {
         let ram = self.ram.into_iter().filter(|(_, bytes)| bytes.iter().any(|byte| *byte != 0));
         let name = |block: usize| Box::from(BLOCKS[block].0.as_bytes());
         let ram = ram.map(|((block, page), bytes)| ((name(block), page * page_size), bytes)).collect();
-        Made { channels, ram, is_postcopy }
+        Made { channels, ram }
     }
 
     fn add(&mut self, change: impl FnOnce(Small) -> Small) {

@@ -5,13 +5,13 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use migwire::ChannelId;
-use migwire::channel::Feed;
+use migwire::channel::{Feed, Input as _};
 use migwire::container::{Access, Item, Pages, Part, Together, TogetherOptions};
 use migwire::guest::is_zero;
 use migwire::multifd::codec;
 use migwire::postcopy::{PreemptParser, Urgent};
 use migwire::stream::{Block, Event, Mode};
-use migwire::wire::{Method, Page, PageBody, xbzrle};
+use migwire::wire::{MappedRamHeader, Method, Page, PageBody, xbzrle};
 
 use super::made::Ram;
 
@@ -32,6 +32,7 @@ pub(crate) struct Memory {
 /// # Errors
 /// What is wrong with them.
 pub(crate) fn memory(parts: &mut [Part]) -> migwire::Result<Memory> {
+    let mut mapped = Vec::new();
     let options = TogetherOptions { mode: Mode::Lenient, ..TogetherOptions::default() };
     let mut together = Together::open(parts, &options)?;
     let mut memory = Memory::default();
@@ -47,6 +48,12 @@ pub(crate) fn memory(parts: &mut [Part]) -> migwire::Result<Memory> {
         })?;
         if let Item::Main(located, grammar) = item {
             memory.page_size = grammar.page_size();
+            if let Event::RamBlock(block) = &located.event
+                && let Some(header) = block.mapped
+                && header.pages_offset != 0
+            {
+                mapped.push((grammar.blocks().len() - 1, block.used_length, header));
+            }
             if let (Event::Page(page), Some(block)) = (&located.event, grammar.current_block()) {
                 memory.came[0] += 1;
                 memory.order.push((block, page.word.offset(memory.page_size)));
@@ -59,6 +66,19 @@ pub(crate) fn memory(parts: &mut [Part]) -> migwire::Result<Memory> {
         return Err(fault.clone());
     }
     memory.blocks = together.grammar().map_or(Arc::new([]), |grammar| grammar.blocks().into());
+    if let Some(part) = parts.iter_mut().find(|part| part.channel == ChannelId::Main) {
+        let mut bytes = Vec::new();
+        if !mapped.is_empty() {
+            let mut feed = part.input(Access::Whole)?;
+            let mut piece = vec![0; 1 << 16];
+            while let Ok(count @ 1..) = feed.read(&mut piece) {
+                bytes.extend_from_slice(&piece[..count]);
+            }
+        }
+        for (block, length, header) in mapped {
+            memory.map(&bytes, block, length, header);
+        }
+    }
     if let Some(part) = parts.iter_mut().find(|part| part.channel == ChannelId::Preempt) {
         let parser = PreemptParser::new(Mode::Strict, memory.page_size);
         let mut parser = parser.with_blocks(Arc::clone(&memory.blocks));
@@ -110,6 +130,17 @@ impl Memory {
             }
         };
         self.put(key, &bytes);
+    }
+
+    /// Pages of a mapped-ram file stand where its header says; those without a bit are zero.
+    fn map(&mut self, file: &[u8], block: usize, length: u64, header: MappedRamHeader) {
+        let byte = |at: u64| file.get(at as usize).copied().unwrap_or_default();
+        for page in 0..length / self.page_size {
+            let is_there = byte(header.bitmap_offset + page / 8) & 1 << (page % 8) != 0;
+            let at = (header.pages_offset + page * self.page_size) as usize;
+            let bytes = file.get(at..at + self.page_size as usize).filter(|_| is_there);
+            self.put((block, page * self.page_size), bytes.unwrap_or_default());
+        }
     }
 
     fn put(&mut self, key: (usize, u64), bytes: &[u8]) {
