@@ -1,6 +1,5 @@
 //! What memory is when all channels of a migration have been taken in, worked out from the bytes once more.
 
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
@@ -18,8 +17,9 @@ use super::made::Ram;
 /// Pages that are not zero by block and offset, and how many came.
 #[derive(Debug, Default)]
 pub(crate) struct Memory {
-    pages: BTreeMap<(usize, u64), Vec<u8>>,
-    blocks: Arc<[Block]>,
+    pages: Ram,
+    /// The block list, as far as it has come; another one may follow.
+    blocks: Vec<Block>,
     page_size: u64,
     /// Pages on the main channel, on multifd channels, and on the preempt channel.
     pub(crate) came: [u64; 3],
@@ -48,6 +48,9 @@ pub(crate) fn memory(parts: &mut [Part]) -> migwire::Result<Memory> {
         })?;
         if let Item::Main(located, grammar) = item {
             memory.page_size = grammar.page_size();
+            if let Event::RamBlock(_) = &located.event {
+                memory.blocks = grammar.blocks().to_vec();
+            }
             if let Event::RamBlock(block) = &located.event
                 && let Some(header) = block.mapped
                 && header.pages_offset != 0
@@ -65,7 +68,6 @@ pub(crate) fn memory(parts: &mut [Part]) -> migwire::Result<Memory> {
     if let Some(fault) = together.faults().iter().chain(pages.faults()).next() {
         return Err(fault.clone());
     }
-    memory.blocks = together.grammar().map_or(Arc::new([]), |grammar| grammar.blocks().into());
     if let Some(part) = parts.iter_mut().find(|part| part.channel == ChannelId::Main) {
         let mut bytes = Vec::new();
         if !mapped.is_empty() {
@@ -81,7 +83,7 @@ pub(crate) fn memory(parts: &mut [Part]) -> migwire::Result<Memory> {
     }
     if let Some(part) = parts.iter_mut().find(|part| part.channel == ChannelId::Preempt) {
         let parser = PreemptParser::new(Mode::Strict, memory.page_size);
-        let mut parser = parser.with_blocks(Arc::clone(&memory.blocks));
+        let mut parser = parser.with_blocks(Arc::from(&*memory.blocks));
         Feed::new(part.input(Access::Whole)?).run(&mut parser, |located, parser| {
             if let (Urgent::Page(page), Some(block)) = (&located.event, parser.current_block()) {
                 memory.came[2] += 1;
@@ -96,10 +98,7 @@ pub(crate) fn memory(parts: &mut [Part]) -> migwire::Result<Memory> {
 impl Memory {
     /// Pages that are not zero.
     pub(crate) fn ram(&self) -> Ram {
-        self.pages
-            .iter()
-            .map(|((block, offset), bytes)| ((self.blocks[*block].name.clone(), *offset), bytes.clone()))
-            .collect()
+        self.pages.clone()
     }
 
     pub(crate) fn blocks(&self) -> &[Block] {
@@ -114,7 +113,7 @@ impl Memory {
             PageBody::Zero(fill) => vec![fill; size],
             PageBody::Raw(bulk) => return self.put(key, bulk.bytes().unwrap_or_default()),
             PageBody::Xbzrle { delta, .. } => {
-                let mut bytes = self.pages.remove(&key).unwrap_or_else(|| vec![0; size]);
+                let mut bytes = self.pages.remove(&self.name(key)).unwrap_or_else(|| vec![0; size]);
                 // What is broken stays as far as it came.
                 let _ = xbzrle::decode(delta, &mut bytes);
                 bytes
@@ -144,9 +143,14 @@ impl Memory {
     }
 
     fn put(&mut self, key: (usize, u64), bytes: &[u8]) {
+        let name = self.name(key);
         match is_zero(bytes) {
-            true => self.pages.remove(&key),
-            false => self.pages.insert(key, bytes.to_vec()),
+            true => self.pages.remove(&name),
+            false => self.pages.insert(name, bytes.to_vec()),
         };
+    }
+
+    fn name(&self, (block, offset): (usize, u64)) -> (Box<[u8]>, u64) {
+        (self.blocks[block].name.clone(), offset)
     }
 }

@@ -153,6 +153,7 @@ impl<'a> Converter<'a> {
                     self.pending = Some(Pending::Eos(*word));
                     return Ok(());
                 }
+                RamFlags::MEM_SIZE => self.begin_list()?,
                 _ => {}
             },
             Event::Page(page) => return self.record(page, located, grammar),
@@ -247,6 +248,20 @@ impl<'a> Converter<'a> {
     fn open(&mut self, section: u32) {
         self.section = Some(section);
         self.is_named = false;
+    }
+
+    /// A block list, perhaps another one: pages so far belong to the blocks of the one before.
+    fn begin_list(&mut self) -> Result<()> {
+        self.empty_window()?;
+        if self.packer.has_pages() {
+            self.separate()?;
+        }
+        self.last = None;
+        self.is_list_stale = true;
+        if let Some(images) = &mut self.images {
+            images.forget();
+        }
+        Ok(())
     }
 
     fn block(&mut self, block: &RamBlock<'_>, raw: &[u8], grammar: &Grammar) -> Result<()> {
