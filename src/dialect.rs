@@ -262,6 +262,11 @@ impl Dialect {
         self.release
     }
 
+    /// Whether a machine type of that version is too new for the release, rather than too old.
+    pub fn is_before(self, machine: Release) -> bool {
+        self.release.is_some_and(|release| release < machine)
+    }
+
     /// The same release on an older machine type.
     #[must_use]
     pub const fn on_machine(self, machine: Release) -> Self {

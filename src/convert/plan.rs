@@ -251,11 +251,8 @@ impl Plan {
         });
         if let Some(version) = survey.machine_version().filter(|version| !dialect.has_machine(*version)) {
             let machine = survey.machine.as_deref().unwrap_or_default();
-            say(true, &|| {
-                format!(
-                    "{dialect} has no machine type {machine}: there are those of {version} in other releases"
-                )
-            });
+            let when = if dialect.is_before(version) { "yet" } else { "any more" };
+            say(true, &|| format!("{dialect} does not know machine type {machine} {when}"));
         }
         if let Some(code) = survey.strange {
             say(true, &|| format!("command {code:#x} is known to no release, and it stays"));
