@@ -10,6 +10,7 @@
 
 pub mod codec;
 pub mod conversation;
+pub mod convert;
 pub mod cut_anywhere;
 pub mod device_state;
 pub mod import;
@@ -24,8 +25,18 @@ pub mod return_path;
 pub mod whole_parse;
 pub mod xbzrle;
 
+#[path = "../../tests/common/converting.rs"]
+mod converting;
+#[path = "../../tests/common/made.rs"]
+mod made;
+#[path = "../../tests/common/ram.rs"]
+#[expect(dead_code, reason = "shared with tests that ask for more")]
+mod ram;
 #[path = "../../tests/common/reading.rs"]
 mod reading;
+#[path = "../../tests/common/small.rs"]
+#[expect(dead_code, reason = "shared with tests that break streams in more ways")]
+mod small;
 #[cfg(test)]
 mod smoke;
 

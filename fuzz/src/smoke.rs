@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-#[path = "../../tests/common/small.rs"]
-#[expect(dead_code, reason = "shared with tests that break streams in more ways")]
-mod small;
+use crate::small;
 
 fn corpus(body: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(body)
@@ -202,7 +200,31 @@ fn made() -> Vec<(&'static str, String, Vec<u8>)> {
     ];
     let recipes =
         recipes.into_iter().map(|(name, bytes)| ("interleave", format!("{name}.bin"), bytes.to_vec()));
-    streams.chain(others).chain(recipes).chain(packets()).chain(captures()).chain(recordings()).collect()
+    streams
+        .chain(others)
+        .chain(recipes)
+        .chain(packets())
+        .chain(captures())
+        .chain(recordings())
+        .chain(conversions())
+        .collect()
+}
+
+/// Recipes for migrations and what is to become of them; streams made by hand, with options in front.
+fn conversions() -> Vec<(&'static str, String, Vec<u8>)> {
+    let mut seeds = Vec::new();
+    for (name, first) in [("one-channel", 0), ("old", 1), ("postcopy", 2), ("multifd", 3), ("dense", 4)] {
+        let mut random = Random(first);
+        let mut bytes = vec![0];
+        bytes.extend((0..160).map(|_| random.below(256) as u8));
+        seeds.push(("convert", format!("{name}.bin"), bytes));
+    }
+    for (name, stream) in small::all().into_iter().filter(|(_, stream)| stream.len() < 20_000) {
+        let mut bytes = vec![2, 0, 2, 3, 0, 4, 0, 2, 1, 0, 0, 0, 0];
+        bytes.extend_from_slice(&stream);
+        seeds.push(("convert", format!("hand-{name}.bin"), bytes));
+    }
+    seeds
 }
 
 /// Recordings that were finished: of nothing, of two channels, and of many packets.

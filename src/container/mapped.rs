@@ -11,8 +11,8 @@ use memmap2::{Mmap, MmapOptions};
 
 use crate::channel::Input;
 
-/// Bytes mapped at once.
-const WINDOW: u64 = 32 << 20;
+/// Bytes mapped at once, by each channel of a recording: they count as resident.
+const WINDOW: u64 = 4 << 20;
 
 /// An input over a regular file.
 #[derive(Debug)]

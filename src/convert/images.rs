@@ -55,6 +55,11 @@ impl Images {
         Ok(Some(&self.page))
     }
 
+    /// Other blocks are to come.
+    pub(super) fn forget(&mut self) {
+        self.open.clear();
+    }
+
     fn find(&self, blocks: &[Block], block: &Block) -> Result<Option<File>> {
         let path = match self.is_directory {
             true => self.path.join(file_name(&block.name)),

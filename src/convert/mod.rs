@@ -15,13 +15,11 @@
 
 mod converter;
 mod images;
-mod mapped;
 mod packer;
 mod plan;
 mod scratch;
 mod survey;
 mod touched;
-mod urgent;
 mod window;
 
 use std::collections::BTreeMap;
@@ -30,7 +28,6 @@ use std::ops::ControlFlow;
 use self::converter::Converter;
 pub use self::plan::Options;
 use self::plan::{Plan, Urgency};
-use self::urgent::UrgentPages;
 use crate::channel::Input as _;
 use crate::container::{Access, Item, Pages, Part, Together, TogetherOptions, unwrap_error};
 use crate::error::{ChannelId, Error, Result};
@@ -117,16 +114,12 @@ fn open(parts: &mut [Part]) -> Result<Together> {
     Together::open(parts, &options)
 }
 
-/// The preempt channel, if there is one.
-fn urgent(parts: &mut [Part]) -> Result<Option<UrgentPages>> {
-    let part = parts.iter_mut().find(|part| part.channel == ChannelId::Preempt);
-    part.map(UrgentPages::open).transpose()
-}
-
 /// A channel as it stands.
 fn copy(part: &mut Part, outlet: &mut dyn Outlet) -> Result<()> {
     let mut input = part.input(Access::Whole)?;
     let mut buffer = vec![0; GATHERED];
+    // A channel on which nothing was said is one all the same.
+    outlet.put(part.channel, &[])?;
     loop {
         let failed = |e| unwrap_error(Error::io(DOING, "the channel cannot be read", e).on(part.channel));
         match input.read(&mut buffer).map_err(failed)? {

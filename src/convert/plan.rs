@@ -95,7 +95,7 @@ impl Plan {
         let has_urgent = parts.iter().any(|part| part.channel == ChannelId::Preempt);
         let survey = match parts.iter_mut().find(|part| part.channel == ChannelId::Main) {
             _ if is_identity => Survey::default(),
-            Some(main) => Survey::of(main)?,
+            Some(main) => Survey::of(main, options.dialect.on_any_machine())?,
             None => return Err(impossible("there is no main channel in it")),
         };
         let dialect = options.dialect;
@@ -139,6 +139,11 @@ impl Plan {
         self.options.dialect.on_any_machine().has(difference)
     }
 
+    /// Whether sources of that release, on the machine type of the stream, write that; all do as long as no release is named.
+    pub(super) fn writes(&self, difference: Difference) -> bool {
+        self.options.dialect == Dialect::ANY || self.style.has(difference)
+    }
+
     /// Whether pages go to multifd channels, while there is no postcopy.
     pub(super) fn has_lanes(&self) -> bool {
         self.reframes && self.channels > 0
@@ -162,6 +167,11 @@ impl Plan {
             let message = format!("multifd channel {} is not in it, and so its pages are not", missing.0);
             return Err(impossible(&message));
         }
+        if let Some(error) = &self.survey.device {
+            return Err(impossible(&format!(
+                "the state of a VFIO device is not what the release reads: {error}"
+            )));
+        }
         if self.survey.is_colo {
             return Err(impossible(
                 "COLO goes on behind the stream, in checkpoints, which cannot be made anew",
@@ -172,7 +182,6 @@ impl Plan {
 
     /// What packets are like, and when they are synchronised.
     fn settle_packets(&mut self, parts: &mut [Part], had_channels: bool) -> Result<()> {
-        let names_release = self.options.dialect != Dialect::ANY;
         let dialect = self.options.dialect;
         self.zero_pages = match self.options.zero_pages {
             Some(ZeroPages::Multifd) if !self.knows(Difference::MultifdZeroPages) => {
@@ -180,7 +189,7 @@ impl Plan {
             }
             // As the releases do.
             Some(ZeroPages::Multifd) if self.channels == 0 => Some(ZeroPages::Legacy),
-            None if names_release && !self.knows(Difference::MultifdZeroPages) => Some(ZeroPages::Legacy),
+            None if !self.writes(Difference::MultifdZeroPages) => Some(ZeroPages::Legacy),
             None if !had_channels => Some(ZeroPages::of(self.style)),
             asked => asked,
         };

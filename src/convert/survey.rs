@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use super::DOING;
-use crate::channel::Feed;
+use crate::channel::{Feed, Located};
 use crate::container::{Access, Part};
+use crate::device_state::VfioSection;
 use crate::dialect::{Dialect, Release};
 use crate::error::{Error, ErrorKind, Result};
 use crate::stream::{Event, Grammar, Mode, Parser};
@@ -39,16 +40,18 @@ pub(super) struct Survey {
     pub(super) strange: Option<u16>,
     /// Bytes of SWITCHOVER_START commands within the package at that offset.
     pub(super) switchovers: BTreeMap<u64, u32>,
+    /// What is in the sections of VFIO devices that the release does not read.
+    pub(super) device: Option<Error>,
     /// What a stock destination would refuse about it.
     pub(super) complaint: Option<Error>,
 }
 
 impl Survey {
-    /// Reads the channel once. What is wrong with it is told when it is read in earnest.
+    /// Reads the channel once, which `dialect` is to take. What is wrong with it is told when it is read in earnest.
     ///
     /// # Errors
     /// If it cannot be opened.
-    pub(super) fn of(part: &mut Part) -> Result<Self> {
+    pub(super) fn of(part: &mut Part, dialect: Dialect) -> Result<Self> {
         if !part.is_lasting() {
             let message = "what is converted is read more than once, so it must be a file and not a pipe";
             return Err(Error::nowhere(ErrorKind::Misuse, DOING, message).on(part.channel));
@@ -58,9 +61,14 @@ impl Survey {
         let mut survey = Self::default();
         let mut package = None;
         let mut is_too_much = false;
+        let mut body = None;
         let _ = feed.run(&mut parser, |located, parser| {
             let grammar = parser.grammar();
             survey.note(&located.event, grammar);
+            let outcome = read_vfio(&mut body, located, grammar, dialect);
+            // Whatever else is wrong with it was wrong before.
+            let unknown = outcome.err().filter(|error| error.kind() == ErrorKind::Unsupported);
+            survey.device = survey.device.take().or(unknown);
             match &located.event {
                 Event::Command(Command::Packaged { .. }) => package = Some(located.range.start),
                 Event::Command(Command::SwitchoverStart) => {
@@ -114,6 +122,33 @@ impl Survey {
             Event::Command(Command::Other { code, .. }) => self.strange = Some(code.0),
             _ => {}
         }
+    }
+}
+
+/// Reads the sections of VFIO devices, as the release does.
+fn read_vfio(
+    body: &mut Option<VfioSection>,
+    located: &Located<'_, Event<'_>>,
+    grammar: &Grammar,
+    dialect: Dialect,
+) -> Result<()> {
+    match &located.event {
+        Event::Section(_) => {
+            let is_vfio = grammar
+                .current_section()
+                .is_some_and(|(.., section)| &*section.idstr == b"vfio" || section.idstr.ends_with(b"/vfio"));
+            *body = is_vfio.then(|| VfioSection::new(dialect, located.range.end));
+            Ok(())
+        }
+        Event::Payload(bulk) => {
+            let Some(section) = body else { return Ok(()) };
+            let outcome = section.handle(bulk.bytes().unwrap_or_default(), |_| Ok(()));
+            if outcome.is_err() {
+                *body = None;
+            }
+            outcome
+        }
+        _ => body.take().map_or(Ok(()), |section| section.finish(|_| Ok(()))),
     }
 }
 

@@ -4,6 +4,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+pub(crate) mod converting;
+pub(crate) mod made;
+pub(crate) mod ram;
 pub(crate) mod reading;
 pub(crate) mod small;
 

@@ -6,11 +6,50 @@
 //! A page whose bit is not set is one of zeros. The file is read twice at a time: bitmaps and pages lie far apart, and neither need
 //! fit into memory. Source: `migration/ram.c`, `read_ramblock_mapped_ram`.
 
-use super::DOING;
+use super::super::DOING;
+use super::super::window::{Content, Entry};
+use super::Converter;
 use crate::channel::Input as _;
 use crate::container::{Access, ChannelInput, Part};
 use crate::error::{ChannelId, Error, ErrorKind, Result};
-use crate::wire::MappedRamHeader;
+use crate::wire::{
+    ConfigurationSubsection, MappedRamHeader, PageWord, RamFlags, SectionFooter, SectionHead, SectionKind,
+    Wire as _,
+};
+
+impl Converter<'_> {
+    /// A subsection of the configuration of a mapped-ram file.
+    pub(super) fn configuration(&mut self, sub: &ConfigurationSubsection<'_>) -> Result<()> {
+        let mut sub = sub.clone();
+        if let ConfigurationSubsection::Capabilities { names, .. } = &mut sub {
+            names.retain(|name| name.0 != b"mapped-ram");
+            if names.is_empty() {
+                return Ok(());
+            }
+        }
+        sub.emit(&mut self.main);
+        Ok(())
+    }
+
+    /// Writes the pages of a mapped-ram file, in a section of their own, once the one with the block list is over.
+    pub(super) fn unmap(&mut self) -> Result<()> {
+        let Some(section_id) = self.unmap.take() else { return Ok(()) };
+        let Some(mut mapped) = self.mapped.take() else { return Ok(()) };
+        SectionHead { kind: SectionKind::PART, section_id, identity: None }.emit(&mut self.main);
+        self.open(section_id);
+        mapped.run(self.page_size, |block, offset, bytes| {
+            self.changes.note("pages of a mapped-ram file put in order");
+            let content = bytes.map_or(Content::Zero, Content::Raw);
+            self.page(Entry { block, offset, listed: false, content, record: None })
+        })?;
+        self.empty_window()?;
+        self.end(PageWord::new(0, RamFlags::EOS))?;
+        if self.plan.survey.has_footers {
+            SectionFooter { section_id }.emit(&mut self.main);
+        }
+        Ok(())
+    }
+}
 
 /// Bytes of a bitmap that are read at once.
 const PIECE: usize = 4096;

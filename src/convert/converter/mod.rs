@@ -6,15 +6,19 @@
 //!                        FLUSH and EOS wait here until the packets in front of them have come
 //! ```
 
+mod mapped;
+mod urgent;
+
 use std::sync::Arc;
 
+use self::mapped::MappedPages;
+use self::urgent::UrgentPages;
+
 use super::images::Images;
-use super::mapped::MappedPages;
 use super::packer::Packer;
 use super::plan::{Plan, Urgency};
 use super::scratch::Scratch;
 use super::touched::Touched;
-use super::urgent::{self, UrgentPages};
 use super::window::{Content, Entry, Window};
 use super::{Changes, DOING, GATHERED, Outlet};
 use crate::channel::Located;
@@ -25,8 +29,8 @@ use crate::guest::{Memory, inflate, is_zero};
 use crate::multifd::{Packet, SyncMode, ZeroPages};
 use crate::stream::{Block, Event, Grammar};
 use crate::wire::{
-    Bulk, Command, ConfigurationSubsection, Name, Page, PageBody, PageWord, RamBlock, RamFlags,
-    SectionFooter, SectionHead, SectionKind, Wire as _,
+    Bulk, Command, Name, Page, PageBody, PageWord, RamBlock, RamFlags, SectionFooter, SectionHead,
+    SectionKind, Wire as _,
 };
 
 pub(super) struct Converter<'a> {
@@ -87,7 +91,7 @@ impl<'a> Converter<'a> {
         Ok(Self {
             images: plan.options.images.as_deref().map(Images::new).transpose()?,
             mapped: main.filter(|_| plan.unmaps).map(MappedPages::open).transpose()?,
-            urgent: if plan.urgent == Urgency::Kept { None } else { super::urgent(parts)? },
+            urgent: UrgentPages::find(parts, plan)?,
             packer: Packer::new(plan)?,
             window: Window::new(plan.options.shuffle),
             touched: Touched::default(),
@@ -122,13 +126,13 @@ impl<'a> Converter<'a> {
         }
         let was_in_package = std::mem::replace(&mut self.in_package, grammar.package_end().is_some());
         match &located.event {
-            Event::Command(Command::SwitchoverStart) if !self.plan.knows(Difference::SwitchoverStart) => {
+            Event::Command(Command::SwitchoverStart) if !self.plan.writes(Difference::SwitchoverStart) => {
                 self.changes.note("SWITCHOVER_START dropped");
                 return Ok(());
             }
             Event::Command(Command::Packaged { size }) => {
                 let dropped = self.plan.survey.switchovers.get(&located.range.start).copied().unwrap_or(0);
-                if dropped > 0 && !self.plan.knows(Difference::SwitchoverStart) {
+                if dropped > 0 && !self.plan.writes(Difference::SwitchoverStart) {
                     Command::Packaged { size: size.saturating_sub(dropped) }.emit(&mut self.main);
                     return Ok(());
                 }
@@ -149,6 +153,7 @@ impl<'a> Converter<'a> {
                     self.pending = Some(Pending::Eos(*word));
                     return Ok(());
                 }
+                RamFlags::MEM_SIZE => self.begin_list()?,
                 _ => {}
             },
             Event::Page(page) => return self.record(page, located, grammar),
@@ -203,16 +208,7 @@ impl<'a> Converter<'a> {
             return Err(impossible(BEHIND));
         }
         self.flush()?;
-        match (self.urgent.take(), self.plan.urgent) {
-            (Some(pages), Urgency::Remade { ends }) => self.remake(pages, ends),
-            (Some(pages), _) => pages.run(&self.blocks, self.page_size, |item, _| match item {
-                urgent::Item::Page(..) => Err(impossible(
-                    "there is no RAM section behind the postcopy switch that could take the pages of the preempt channel",
-                )),
-                urgent::Item::Word => Ok(()),
-            }),
-            (None, _) => Ok(()),
-        }
+        self.finish_urgent()
     }
 
     /// What there is to know about the state that the main channel is in.
@@ -229,19 +225,6 @@ impl<'a> Converter<'a> {
             self.is_list_stale = false;
         }
         self.in_postcopy = grammar.is_postcopy();
-        Ok(())
-    }
-
-    /// A subsection of the configuration of a mapped-ram file.
-    fn configuration(&mut self, sub: &ConfigurationSubsection<'_>) -> Result<()> {
-        let mut sub = sub.clone();
-        if let ConfigurationSubsection::Capabilities { names, .. } = &mut sub {
-            names.retain(|name| name.0 != b"mapped-ram");
-            if names.is_empty() {
-                return Ok(());
-            }
-        }
-        sub.emit(&mut self.main);
         Ok(())
     }
 
@@ -265,6 +248,20 @@ impl<'a> Converter<'a> {
     fn open(&mut self, section: u32) {
         self.section = Some(section);
         self.is_named = false;
+    }
+
+    /// A block list, perhaps another one: pages so far belong to the blocks of the one before.
+    fn begin_list(&mut self) -> Result<()> {
+        self.empty_window()?;
+        if self.packer.has_pages() {
+            self.separate()?;
+        }
+        self.last = None;
+        self.is_list_stale = true;
+        if let Some(images) = &mut self.images {
+            images.forget();
+        }
+        Ok(())
     }
 
     fn block(&mut self, block: &RamBlock<'_>, raw: &[u8], grammar: &Grammar) -> Result<()> {
@@ -504,90 +501,6 @@ impl<'a> Converter<'a> {
             }
             None => Ok(()),
         }
-    }
-
-    /// Writes the pages of a mapped-ram file, in a section of their own, once the one with the block list is over.
-    fn unmap(&mut self) -> Result<()> {
-        let Some(section_id) = self.unmap.take() else { return Ok(()) };
-        let Some(mut mapped) = self.mapped.take() else { return Ok(()) };
-        SectionHead { kind: SectionKind::PART, section_id, identity: None }.emit(&mut self.main);
-        self.open(section_id);
-        mapped.run(self.page_size, |block, offset, bytes| {
-            self.changes.note("pages of a mapped-ram file put in order");
-            let content = bytes.map_or(Content::Zero, Content::Raw);
-            self.page(Entry { block, offset, listed: false, content, record: None })
-        })?;
-        self.empty_window()?;
-        self.end(PageWord::new(0, RamFlags::EOS))?;
-        if self.plan.survey.has_footers {
-            SectionFooter { section_id }.emit(&mut self.main);
-        }
-        Ok(())
-    }
-
-    /// Puts the pages of the preempt channel into the section that has just begun.
-    fn merge(&mut self) -> Result<()> {
-        let Some(pages) = self.urgent.take() else { return Ok(()) };
-        let (blocks, page_size) = (Arc::clone(&self.blocks), self.page_size);
-        pages.run(&blocks, page_size, |item, _| match item {
-            urgent::Item::Page(page, block) => {
-                self.changes.note("pages moved from the preempt channel");
-                let content = match page.body {
-                    PageBody::Zero(fill) if fill != 0 => Content::Fill(fill),
-                    PageBody::Zero(_) => Content::Zero,
-                    PageBody::Raw(bulk) => Content::Raw(bulk.bytes().unwrap_or_default()),
-                    PageBody::Compressed(_) | PageBody::Xbzrle { .. } => {
-                        return Err(impossible("a page on the preempt channel is neither whole nor zero"));
-                    }
-                };
-                let offset = page.word.offset(page_size);
-                self.page(Entry { block, offset, listed: false, content, record: None })
-            }
-            urgent::Item::Word => Ok(()),
-        })
-    }
-
-    /// Writes the preempt channel again, with other pages perhaps, and with the end that it should have.
-    fn remake(&mut self, pages: UrgentPages, ends: Option<bool>) -> Result<()> {
-        let page_size = self.page_size;
-        let mut had_end = false;
-        let mut gathered = Vec::new();
-        pages.run(&Arc::clone(&self.blocks), page_size, |item, raw| {
-            match item {
-                urgent::Item::Word => {
-                    had_end = true;
-                    if ends.unwrap_or(true) {
-                        gathered.extend_from_slice(raw);
-                    }
-                }
-                urgent::Item::Page(page, block) => {
-                    let offset = page.word.offset(page_size);
-                    let images = self.images.as_mut();
-                    match images.map_or(Ok(None), |i| i.page(&self.blocks, block, offset, page_size))? {
-                        None => gathered.extend_from_slice(raw),
-                        Some(bytes) => {
-                            self.changes.note("pages replaced");
-                            let (flag, body) = match is_zero(bytes) {
-                                true => (RamFlags::ZERO, PageBody::Zero(0)),
-                                false => (RamFlags::PAGE, PageBody::Raw(Bulk::Bytes(bytes))),
-                            };
-                            let goes_on = page.block.is_none();
-                            let flags = if goes_on { flag | RamFlags::CONTINUE } else { flag };
-                            Page { word: PageWord::new(offset, flags), body, ..*page }.emit(&mut gathered);
-                        }
-                    }
-                }
-            }
-            if gathered.len() >= GATHERED {
-                self.outlet.put(ChannelId::Preempt, &gathered)?;
-                gathered.clear();
-            }
-            Ok(())
-        })?;
-        if ends == Some(true) && !had_end {
-            PageWord::new(0, RamFlags::EOS).emit(&mut gathered);
-        }
-        self.outlet.put(ChannelId::Preempt, &gathered)
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<()> {
