@@ -8,7 +8,7 @@ use super::crowd::Place;
 use crate::device_state::TooEarly;
 use crate::endpoint::pace::Pace;
 use crate::error::{Error, ErrorKind, Result};
-use crate::multifd::{Barrier, SyncMode};
+use crate::multifd::SyncMode;
 use crate::stream::Block;
 
 const DOING: &str = "multifd channels";
@@ -51,7 +51,7 @@ impl Channels {
                 }
                 Some(TooEarly::Packet) if !state.crowd.join(turn, &mut place) => continue,
                 Some(TooEarly::Packet) => {
-                    (readable(&state.barrier) <= state.crowd.count(), self.settings.limits.silence)
+                    (state.barrier.open() <= state.crowd.count(), self.settings.limits.silence)
                 }
                 Some(TooEarly::Start) => (state.barrier.missing().any(|other| other == id), FORBEARANCE),
             };
@@ -175,36 +175,8 @@ impl Channels {
     }
 }
 
-/// Channels on which something may come now. One that stands at a SYNC which the main channel has come to as well, but another channel
-/// has not, brings nothing until that does.
-fn readable(barrier: &Barrier) -> usize {
-    let unanswered: Vec<u8> = barrier.waiting().collect();
-    let standing = barrier.ids().filter(|id| !barrier.may_read(*id) && !unanswered.contains(id)).count();
-    barrier.open().saturating_sub(standing)
-}
-
 fn none_connected() -> Error {
     let message = "the main channel speaks of multifd (MULTIFD_FLUSH), but no multifd channel has connected; their pages would \
                    be missing";
     Error::nowhere(ErrorKind::OutOfOrder, DOING, message)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn who_stands_at_a_sync_brings_nothing() {
-        let mut barrier = Barrier::new([0, 1, 2]);
-        assert_eq!(readable(&barrier), 3);
-        barrier.arrive(0);
-        assert_eq!(readable(&barrier), 2, "the main channel has not come there");
-        barrier.mark();
-        assert_eq!(readable(&barrier), 2, "two others have not");
-        barrier.arrive(1);
-        barrier.arrive(2);
-        assert_eq!(readable(&barrier), 3);
-        barrier.close(1);
-        assert_eq!(readable(&barrier), 2);
-    }
 }
