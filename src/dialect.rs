@@ -248,6 +248,11 @@ impl Dialect {
         Self { release: Some(release), machine: None }
     }
 
+    /// The release, if it is one.
+    pub const fn release_number(self) -> Option<Release> {
+        self.release
+    }
+
     /// The same release on an older machine type.
     #[must_use]
     pub const fn on_machine(self, machine: Release) -> Self {

@@ -22,6 +22,7 @@
 //! | `vmstate` | the VM description (JSON) and what the sections really measure |
 //! | `capture` | a recording of all channels of a migration (pcapng) |
 //! | `container` | what streams come wrapped in: recordings, qcow2 images, dumps of channels |
+//! | `convert` | one migration made of another: channels, encodings, releases, RAM |
 //! | `transport` | bytes and the operating system |
 //! | `endpoint` | stand-in destination, stand-in source, recording proxy |
 //! | [`report`] | verification, dumps and summaries |
@@ -63,6 +64,8 @@ pub mod capture;
 pub mod channel;
 #[cfg(feature = "container")]
 pub mod container;
+#[cfg(feature = "container")]
+pub mod convert;
 pub mod device_state;
 pub mod dialect;
 #[cfg(feature = "endpoint")]

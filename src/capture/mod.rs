@@ -24,6 +24,8 @@ mod channel;
 mod kind;
 mod reader;
 mod recorder;
+mod sink;
+mod stage;
 
 use std::fmt;
 
@@ -52,6 +54,14 @@ impl Direction {
         match self {
             Self::ToDestination => Self::ToSource,
             Self::ToSource => Self::ToDestination,
+        }
+    }
+
+    /// The two lowest bits of `epb_flags`.
+    fn flags(self) -> u32 {
+        match self {
+            Self::ToSource => 1,
+            Self::ToDestination => 2,
         }
     }
 }

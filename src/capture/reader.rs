@@ -8,6 +8,7 @@
 use std::fmt;
 use std::io::{self, BufReader, Chain, Cursor, Read};
 use std::ops::Range;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::block::{self, LINKTYPE, Order};
 use super::{Direction, FileKind};
@@ -19,6 +20,14 @@ const DOING: &str = "reading a recording";
 /// Nanoseconds since 1970-01-01 UTC.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(pub u64);
+
+impl Timestamp {
+    /// The time now.
+    #[must_use]
+    pub fn now() -> Self {
+        Self(SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64))
+    }
+}
 
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -15,20 +15,16 @@
 //! round and makes every `record` fail.
 
 use std::fs::File;
-use std::io::{self, IoSlice, Write};
+use std::io::{Read, Write};
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::block::{self, MAX_PACKET, PACKET_HEAD, PACKET_TAIL};
+use super::block;
+use super::sink::Sink;
 use super::{Direction, Timestamp};
-use crate::limits::{MAX_CAPTURE_INTERFACES, MAX_CAPTURE_NAME};
 use crate::{Error, ErrorKind, Result};
 
-const DOING: &str = "recording";
-
-/// Most packets handed to the operating system in one call: 4 MiB of data, 4 slices a packet, below `IOV_MAX`.
-const PACKETS_A_CALL: usize = 16;
+pub(super) const DOING: &str = "recording";
 
 /// How to record.
 #[derive(Clone, Debug, Default)]
@@ -60,24 +56,7 @@ pub struct Recorder {
 
 struct Shared {
     strict: bool,
-    state: Mutex<State>,
-}
-
-struct State {
-    sink: Option<Box<dyn Write + Send>>,
-    /// The same file again, to cut off a block that a full disk left half-written.
-    file: Option<File>,
-    failure: Option<Failure>,
-    summary: Summary,
-    lost: u64,
-    last_time: u64,
-}
-
-/// The first failure. `io::Error` cannot be cloned, so kind and text are kept for strict callers.
-struct Failure {
-    error: Option<io::Error>,
-    kind: io::ErrorKind,
-    text: String,
+    sink: Mutex<Sink>,
 }
 
 impl Recorder {
@@ -98,17 +77,21 @@ impl Recorder {
     }
 
     fn start(sink: Box<dyn Write + Send>, file: Option<File>, options: RecorderOptions) -> Self {
-        let mut state = State {
-            sink: Some(sink),
-            file,
-            failure: None,
-            summary: Summary::default(),
-            lost: 0,
-            last_time: 0,
-        };
-        let userappl = concat!("migwire ", env!("CARGO_PKG_VERSION"));
-        state.append(&block::section_header(userappl, options.comment.as_deref()));
-        Self { shared: Arc::new(Shared { strict: options.strict, state: Mutex::new(state) }) }
+        let shared = Arc::new_cyclic(|shared: &Weak<Shared>| {
+            let shared = Weak::clone(shared);
+            let settle = move || {
+                // Whoever has the file at the moment writes to it.
+                let shared = shared.upgrade();
+                if let Some(Ok(mut sink)) = shared.as_ref().map(|shared| shared.sink.try_lock()) {
+                    sink.settle();
+                }
+            };
+            let mut sink = Sink::new(sink, file, Arc::new(settle));
+            let userappl = concat!("migwire ", env!("CARGO_PKG_VERSION"));
+            sink.append(&block::section_header(userappl, options.comment.as_deref()));
+            Shared { strict: options.strict, sink: Mutex::new(sink) }
+        });
+        Self { shared }
     }
 
     /// A new channel. Nothing is written before its first byte, and until then its name can still change.
@@ -119,28 +102,18 @@ impl Recorder {
 
     /// The first failure so far, if there is one; it stays to be reported by [`finish`](Self::finish).
     pub fn check(&self) -> Result<()> {
-        match &self.shared.lock().failure {
-            Some(failure) => Err(failure.error()),
-            None => Ok(()),
-        }
+        self.shared.lock().failure().map_or(Ok(()), Err)
     }
 
     /// Flushes, closes the sink and says what was recorded, or how it failed. Whatever is recorded afterwards through
     /// a forgotten [`ChannelTap`] is not written, and an error to it; a second `finish` says the same again.
     pub fn finish(&self) -> Result<Summary> {
-        let mut state = self.shared.lock();
-        if let Some(mut sink) = state.sink.take()
-            && state.failure.is_none()
-            && let Err(e) = sink.flush()
-        {
-            state.fail(e);
-        }
-        state.file = None;
-        let (lost, written) = (state.lost, state.summary.bytes);
-        match &mut state.failure {
-            None => Ok(state.summary),
-            Some(failure) => {
-                let source = failure.error.take().unwrap_or_else(|| failure.copy());
+        let mut sink = self.shared.lock();
+        sink.close();
+        let (lost, written) = (sink.lost, sink.summary.bytes);
+        match sink.take_failure() {
+            None => Ok(sink.summary),
+            Some(source) => {
                 let message =
                     format!("the recording is incomplete: {written} bytes were written, {lost} were lost");
                 Err(Error::io(DOING, message, source))
@@ -192,7 +165,7 @@ impl ChannelTap {
     /// # Errors
     /// Only if the recorder is strict and writing failed, or if it was finished before.
     pub fn record(&self, direction: Direction, data: &[u8]) -> Result<()> {
-        self.append(direction, None, data)
+        self.append(direction, None, Data::Held(data))
     }
 
     /// Appends bytes that passed at a time of which somebody else knows: those of a capture that was made by another program.
@@ -201,32 +174,52 @@ impl ChannelTap {
     /// # Errors
     /// As for [`record`](Self::record).
     pub fn record_at(&self, direction: Direction, time: Timestamp, data: &[u8]) -> Result<()> {
-        self.append(direction, Some(time), data)
+        self.append(direction, Some(time), Data::Held(data))
     }
 
-    fn append(&self, direction: Direction, time: Option<Timestamp>, data: &[u8]) -> Result<()> {
-        if data.is_empty() {
+    /// Appends bytes that passed at that time: the next `len` of `source`, which has them; a pipe. They are read to where they will be written from, and are
+    /// taken from it even if they cannot be recorded.
+    ///
+    /// # Errors
+    /// As for [`record`](Self::record).
+    pub fn record_from(
+        &self,
+        direction: Direction,
+        time: Timestamp,
+        source: &mut dyn Read,
+        len: usize,
+    ) -> Result<()> {
+        self.append(direction, Some(time), Data::Ahead(source, len))
+    }
+
+    fn append(&self, direction: Direction, time: Option<Timestamp>, data: Data<'_>) -> Result<()> {
+        let len = data.len();
+        if len == 0 {
             return Ok(());
         }
         // Order of the locks: interface, then file. The interface lock is held while writing, so that a channel's
         // first two records from two threads cannot both write its interface block.
         let mut interface = lock(&self.interface);
-        let mut state = self.shared.lock();
-        if state.sink.is_none() {
+        let mut sink = self.shared.lock();
+        if !sink.is_open() {
             return Err(Error::nowhere(ErrorKind::Misuse, DOING, "the recording was finished already"));
         }
         let index = match interface.index {
             Some(index) => Some(index),
-            None => state.add_interface(&interface),
+            None => sink.add_interface(&interface.name, interface.description.as_deref()),
         };
         interface.index = index;
         drop(interface);
-        let recorded = index.is_some_and(|index| state.append_packets(index, direction, time, data));
+        let time = time.unwrap_or_else(Timestamp::now);
+        let recorded = index.is_some_and(|index| match data {
+            Data::Held(data) => sink.append_packets(index, direction, time, data),
+            Data::Ahead(source, len) => sink.append_read(index, direction, time, source, len),
+        });
         if !recorded {
-            state.lost += data.len() as u64;
+            sink.lost += len as u64;
         }
-        match &state.failure {
-            Some(failure) if self.shared.strict => Err(failure.error()),
+        match sink.failure() {
+            Some(error) if self.shared.strict => Err(error),
             _ => Ok(()),
         }
     }
@@ -234,9 +227,9 @@ impl ChannelTap {
     /// Says that there was such a channel, even if no byte ever passes on it.
     pub fn announce(&self) {
         let mut interface = lock(&self.interface);
-        let mut state = self.shared.lock();
-        if interface.index.is_none() && state.sink.is_some() {
-            interface.index = state.add_interface(&interface);
+        let mut sink = self.shared.lock();
+        if interface.index.is_none() && sink.is_open() {
+            interface.index = sink.add_interface(&interface.name, interface.description.as_deref());
         }
     }
 
@@ -252,114 +245,25 @@ impl ChannelTap {
     }
 }
 
+/// Bytes to record.
+enum Data<'a> {
+    Held(&'a [u8]),
+    /// So many that can be read.
+    Ahead(&'a mut dyn Read, usize),
+}
+
+impl Data<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::Held(data) => data.len(),
+            Self::Ahead(_, len) => *len,
+        }
+    }
+}
+
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, State> {
-        lock(&self.state)
-    }
-}
-
-impl State {
-    fn add_interface(&mut self, interface: &Interface) -> Option<u32> {
-        let index = self.summary.channels;
-        if index as usize >= MAX_CAPTURE_INTERFACES {
-            self.fail(io::Error::other(format!(
-                "more than {MAX_CAPTURE_INTERFACES} channels in one recording"
-            )));
-            return None;
-        }
-        let name = cut(&interface.name, MAX_CAPTURE_NAME);
-        let block = block::interface_description(name, interface.description.as_deref());
-        if !self.append(&block) {
-            return None;
-        }
-        self.summary.channels += 1;
-        Some(index)
-    }
-
-    fn append_packets(
-        &mut self,
-        interface: u32,
-        direction: Direction,
-        time: Option<Timestamp>,
-        data: &[u8],
-    ) -> bool {
-        let time = self.time(time);
-        let flags = match direction {
-            Direction::ToSource => 1,
-            Direction::ToDestination => 2,
-        };
-        for batch in data.chunks(PACKETS_A_CALL * MAX_PACKET) {
-            let mut heads = [[0; PACKET_HEAD]; PACKETS_A_CALL];
-            let mut tails = [[0; PACKET_TAIL]; PACKETS_A_CALL];
-            let mut slices = [IoSlice::new(&[]); 4 * PACKETS_A_CALL];
-            let parts = heads.iter_mut().zip(&mut tails).zip(slices.chunks_exact_mut(4));
-            let mut packets = 0;
-            for (packet, ((head, tail), slices)) in batch.chunks(MAX_PACKET).zip(parts) {
-                *head = block::packet_head(interface, time, packet.len());
-                *tail = block::packet_tail(flags, packet.len());
-                slices[0] = IoSlice::new(head);
-                slices[1] = IoSlice::new(packet);
-                slices[2] = IoSlice::new(&[0; 3][..block::padding(packet.len())]);
-                slices[3] = IoSlice::new(tail);
-                packets += 1;
-            }
-            if !self.append_slices(&mut slices[..4 * packets]) {
-                return false;
-            }
-            self.summary.packets += packets as u64;
-            self.summary.bytes += batch.len() as u64;
-        }
-        true
-    }
-
-    fn append(&mut self, block: &[u8]) -> bool {
-        self.append_slices(&mut [IoSlice::new(block)])
-    }
-
-    /// Writes whole blocks, or nothing: what a failure leaves half-written is cut off again where that is possible.
-    fn append_slices(&mut self, slices: &mut [IoSlice<'_>]) -> bool {
-        if self.failure.is_some() {
-            return false;
-        }
-        let len: usize = slices.iter().map(|s| s.len()).sum();
-        let Some(sink) = &mut self.sink else { return false };
-        match write_all_vectored(sink.as_mut(), slices) {
-            Ok(()) => {
-                self.summary.file_bytes += len as u64;
-                true
-            }
-            Err(e) => {
-                if let Some(file) = &self.file {
-                    // If even this fails, the reader meets a cut block at the end, which it reports as such.
-                    let _ = file.set_len(self.summary.file_bytes);
-                }
-                self.fail(e);
-                false
-            }
-        }
-    }
-
-    fn fail(&mut self, error: io::Error) {
-        if self.failure.is_none() {
-            self.failure = Some(Failure { kind: error.kind(), text: error.to_string(), error: Some(error) });
-        }
-    }
-
-    /// That time, or the time now, but never before the time of the packet before: clocks are set back, files are not.
-    fn time(&mut self, given: Option<Timestamp>) -> u64 {
-        let now = || SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_nanos() as u64);
-        self.last_time = self.last_time.max(given.map_or_else(now, |time| time.0));
-        self.last_time
-    }
-}
-
-impl Failure {
-    fn error(&self) -> Error {
-        Error::io(DOING, "the recording cannot be written", self.copy())
-    }
-
-    fn copy(&self) -> io::Error {
-        io::Error::new(self.kind, self.text.clone())
+    fn lock(&self) -> MutexGuard<'_, Sink> {
+        lock(&self.sink)
     }
 }
 
@@ -372,27 +276,11 @@ fn is_regular(file: &File) -> bool {
     file.metadata().is_ok_and(|m| m.is_file())
 }
 
-fn cut(text: &str, max: usize) -> &str {
-    let end = (0..=max.min(text.len())).rev().find(|&i| text.is_char_boundary(i)).unwrap_or(0);
-    &text[..end]
-}
-
-fn write_all_vectored(sink: &mut (dyn Write + Send), mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
-    // Also drops leading empty slices, so that a zero below means that the sink is full.
-    IoSlice::advance_slices(&mut slices, 0);
-    while !slices.is_empty() {
-        match sink.write_vectored(slices) {
-            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
-            Ok(n) => IoSlice::advance_slices(&mut slices, n),
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io;
+
+    use super::super::sink::cut;
     use super::*;
 
     /// A sink that takes `room` bytes, in pieces of at most `piece`, and then has no space left.

@@ -4,8 +4,8 @@
 //! send     Source --loopback--> reader that discards        against  writer --loopback--> reader that discards
 //! multifd-send  the same, with as many channels as there are writers and readers
 //! recv     writer of a ready-made stream --loopback--> Destination    against the same
-//! record   writer --> Proxy --> reader                      against  a proxy that only copies
 //! replay   recording in memory --loopback--> reader that discards    against  writer --loopback--> reader that discards
+//! record   writer --> Proxy --> reader, file on a disk       against  a proxy that only copies, and the disk alone
 //! postcopy   pages that are asked for: Source --loopback--> requester
 //! verify, inspect                                           the verbs over a file in the page cache
 //! devices  4 made-up devices over 4 channels --> Destination    against  4 writers --> 4 readers that discard, and against
@@ -23,6 +23,7 @@ mod memory;
 mod multifd;
 mod packets;
 mod postcopy;
+mod record;
 mod stream;
 mod wire;
 
@@ -59,6 +60,10 @@ pub(crate) struct Bench {
     #[arg(long, value_name = "DIR", default_value = "/dev/shm")]
     dir: PathBuf,
 
+    /// Where recordings are put for as long as it takes; should be on a disk
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    disk: PathBuf,
+
     /// Answer in JSON
     #[arg(long)]
     json: bool,
@@ -85,6 +90,8 @@ enum What {
 enum Found {
     /// Throughput, bytes a second, and that of the yardstick if there is one.
     Rate { ours: f64, plain: Option<f64> },
+    /// The same, beside a second yardstick: nothing can be faster than either.
+    Bounded { ours: f64, plain: f64, disk: f64 },
     /// Pages a second, and how many microseconds half of them, and 99 of a hundred, took at most.
     Pages { pages: f64, p50: f64, p99: f64 },
     /// Peak of resident memory, bytes.
@@ -161,9 +168,28 @@ const MEASUREMENTS: &[Measurement] = &[
         measure: |c| devices::move_all(Arrangement::Live, c.size / 8, devices::Beside::Touched, c),
     },
     Measurement { kind: What::Recv, name: "recv", measure: wire::recv },
-    Measurement { kind: What::Record, name: "record", measure: wire::record },
-    Measurement { kind: What::Record, name: "record, without recording", measure: wire::forward },
     Measurement { kind: What::Replay, name: "replay", measure: wire::replay },
+    Measurement {
+        kind: What::Record,
+        name: "record",
+        measure: |c| record::record(record::Medium::Disk, 1, c),
+    },
+    Measurement {
+        kind: What::Record,
+        name: "record, 4 channels",
+        measure: |c| record::record(record::Medium::Disk, 4, c),
+    },
+    Measurement {
+        kind: What::Record,
+        name: "record, into memory",
+        measure: |c| record::record(record::Medium::Memory, 1, c),
+    },
+    Measurement {
+        kind: What::Record,
+        name: "record, written nowhere",
+        measure: |c| record::record(record::Medium::Nowhere, 1, c),
+    },
+    Measurement { kind: What::Record, name: "record, without recording", measure: record::forward },
     Measurement {
         kind: What::Postcopy,
         name: "postcopy, equal pages",
@@ -257,10 +283,12 @@ const MEASUREMENTS: &[Measurement] = &[
 ];
 
 /// How to measure.
+#[derive(Clone)]
 struct Conditions {
     size: u64,
     runs: u32,
     dir: PathBuf,
+    disk: PathBuf,
 }
 
 impl Conditions {
@@ -302,8 +330,8 @@ impl Bench {
                 What::Codec => 256 << 20,
                 _ => 2 << 30,
             };
-            let conditions =
-                Conditions { size: self.size.unwrap_or(usual), runs: self.runs, dir: self.dir.clone() };
+            let (dir, disk) = (self.dir.clone(), self.disk.clone());
+            let conditions = Conditions { size: self.size.unwrap_or(usual), runs: self.runs, dir, disk };
             let result = (measurement.measure)(&conditions)?;
             if !self.json {
                 output::print_line(&line(measurement.name, &result))?;
@@ -322,6 +350,12 @@ fn line(name: &str, found: &Found) -> String {
         Found::Rate { ours, plain: Some(plain) } => {
             let (ours, plain, ratio) = (ours / 1e9, plain / 1e9, ours / plain);
             format!("{name:<28} {ours:6.2} GB/s, plain {plain:6.2} GB/s, ratio {ratio:.2}")
+        }
+        Found::Bounded { ours, plain, disk } => {
+            let ratios =
+                format!("ratio {:.2}, of the slower one {:.2}", ours / plain, ours / plain.min(*disk));
+            let (ours, plain, disk) = (ours / 1e9, plain / 1e9, disk / 1e9);
+            format!("{name:<28} {ours:6.2} GB/s, plain {plain:6.2} GB/s, disk {disk:6.2} GB/s, {ratios}")
         }
         Found::Rate { ours, plain: None } => format!("{name:<28} {:6.2} GB/s", ours / 1e9),
         Found::Packet { nanoseconds, share } => {
@@ -342,6 +376,13 @@ fn object(name: &str, conditions: &Conditions, found: &Found) -> Value {
             value["bytes_per_second"] = json!(ours);
             value["plain_bytes_per_second"] = json!(plain);
             value["ratio"] = json!(plain.map(|plain| ours / plain));
+        }
+        Found::Bounded { ours, plain, disk } => {
+            value["bytes_per_second"] = json!(ours);
+            value["plain_bytes_per_second"] = json!(plain);
+            value["disk_bytes_per_second"] = json!(disk);
+            value["ratio"] = json!(ours / plain);
+            value["ratio_to_slower"] = json!(ours / plain.min(*disk));
         }
         Found::Packet { nanoseconds, share } => {
             value["nanoseconds"] = json!(nanoseconds);

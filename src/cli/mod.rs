@@ -4,6 +4,7 @@
 //! A reader that closes our standard output early is no error.
 
 mod bench;
+mod convert;
 mod dump;
 mod given;
 mod inspect;
@@ -39,6 +40,7 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Bench(bench::Bench),
+    Convert(convert::Convert),
     Record(record::Record),
     Recv(recv::Recv),
     Replay(replay::Replay),
@@ -53,6 +55,7 @@ pub(crate) fn run() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome: anyhow::Result<Verdict> = match arguments.verb {
         Verb::Bench(bench) => bench.run(),
+        Verb::Convert(convert) => convert.run(),
         Verb::Record(record) => record.run(),
         Verb::Recv(recv) => recv.run(),
         Verb::Replay(replay) => replay.run(),

@@ -10,9 +10,10 @@ use migwire::device_state::Arrangement;
 use migwire::dialect::{Dialect, Difference};
 use migwire::endpoint::{
     Blank, ChannelDeparture, Cut, Departure, Devices, Limits, Misconduct, Multifd, Postcopy, RunState,
-    Source, Template, Turn, ZeroPages,
+    Source, Template, Turn,
 };
 use migwire::guest::{Memory, Pattern, file_name};
+use migwire::multifd::ZeroPages;
 use migwire::transport::{self, Address};
 use migwire::wire::Method;
 use migwire::{ChannelId, Error, ErrorKind};

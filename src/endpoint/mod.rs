@@ -25,5 +25,5 @@ pub use proxy::{Passage, Passed, Proxy};
 pub use replay::{Answers, Deviation, Outcome, Performance, Played, Replay, Timing};
 pub use source::{
     Blank, ChannelDeparture, Departure, DeviceDeparture, Devices, Misconduct, Multifd, PageRequests,
-    Postcopy, PostcopyDeparture, PreemptDeparture, RunState, Source, Template, Turn, ZeroPages,
+    Postcopy, PostcopyDeparture, PreemptDeparture, RunState, Source, Template, Turn,
 };

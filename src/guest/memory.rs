@@ -252,8 +252,9 @@ impl Memory {
     }
 }
 
+/// The page that a COMPRESS_PAGE record holds.
 #[cfg(feature = "compress")]
-fn inflate(data: &[u8], page_size: usize, offset: u64) -> Result<Vec<u8>> {
+pub(crate) fn inflate(data: &[u8], page_size: usize, offset: u64) -> Result<Vec<u8>> {
     use std::io::Read as _;
     let bad = |message: String| Error::new(ErrorKind::Malformed, offset, "compressed page", message);
     let mut page = Vec::with_capacity(page_size);
@@ -267,7 +268,7 @@ fn inflate(data: &[u8], page_size: usize, offset: u64) -> Result<Vec<u8>> {
 }
 
 #[cfg(not(feature = "compress"))]
-fn inflate(_: &[u8], _: usize, offset: u64) -> Result<Vec<u8>> {
+pub(crate) fn inflate(_: &[u8], _: usize, offset: u64) -> Result<Vec<u8>> {
     let message = "this build cannot inflate pages (feature `compress`)";
     Err(Error::new(ErrorKind::Unsupported, offset, "compressed page", message))
 }

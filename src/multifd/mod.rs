@@ -16,8 +16,10 @@ mod framer;
 mod packet;
 mod parser;
 mod sync;
+mod zero_pages;
 
 pub use framer::Framer;
 pub use packet::Packet;
 pub use parser::{Batch, PacketParser};
 pub use sync::{Barrier, SyncMode, SyncPlace, Synchronisation};
+pub use zero_pages::ZeroPages;

@@ -228,6 +228,21 @@ impl Connection {
         }
     }
 
+    /// The socket, if it is one.
+    #[cfg(feature = "endpoint")]
+    pub(super) fn socket(&self) -> Option<&Socket> {
+        match &self.inner.io {
+            Io::Socket(socket) => Some(socket),
+            Io::Pipes(_) | Io::Memory(_) => None,
+        }
+    }
+
+    /// Whether it is a socket of the operating system.
+    #[cfg(feature = "endpoint")]
+    pub(crate) fn is_socket(&self) -> bool {
+        self.socket().is_some()
+    }
+
     fn shutdown_socket(&self, socket: &Socket, how: Shutdown) -> Result<()> {
         match socket.shutdown(how) {
             Err(e) if e.kind() != io::ErrorKind::NotConnected => Err(self.error("closing", e)),
@@ -298,7 +313,7 @@ impl Write for Connection {
 }
 
 /// A socket reports that its timeout is over as `EAGAIN`.
-fn silence(e: io::Error, what: &str) -> io::Error {
+pub(super) fn silence(e: io::Error, what: &str) -> io::Error {
     match e.kind() {
         io::ErrorKind::WouldBlock => io::Error::new(io::ErrorKind::TimedOut, what),
         _ => e,

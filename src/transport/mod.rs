@@ -21,6 +21,8 @@ mod listener;
 pub mod memory;
 mod pipe;
 mod socket;
+#[cfg(feature = "endpoint")]
+mod splice;
 #[cfg(feature = "capture")]
 mod tap;
 
@@ -31,6 +33,8 @@ use std::time::{Duration, Instant};
 pub use address::Address;
 pub use connection::Connection;
 pub use listener::Listener;
+#[cfg(feature = "endpoint")]
+pub(crate) use splice::Pipe;
 #[cfg(feature = "capture")]
 pub use tap::Tap;
 

@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use migwire::capture::{self, Recorder, RecorderOptions};
-use migwire::endpoint::{Blank, Limits, Multifd, Source, Template, ZeroPages};
+use migwire::endpoint::{Blank, Limits, Multifd, Source, Template};
 use migwire::guest::{Memory, Pattern, file_name};
+use migwire::multifd::ZeroPages;
 use migwire::wire::{Method, SectionKind};
 use stage::{Said, kind, play};
 

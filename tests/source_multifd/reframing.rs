@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use migwire::ErrorKind;
 use migwire::capture::{Recorder, RecorderOptions};
 use migwire::container::{self, Pages, Together, TogetherOptions};
-use migwire::endpoint::{Devices, Multifd, Source, Template, ZeroPages};
+use migwire::endpoint::{Devices, Multifd, Source, Template};
 use migwire::guest::Memory;
+use migwire::multifd::ZeroPages;
 use migwire::wire::Method;
 
 use super::stage::play;

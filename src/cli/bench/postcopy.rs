@@ -51,8 +51,7 @@ pub(super) fn serve(pattern: Pattern, preempt: bool, conditions: &Conditions) ->
 }
 
 fn run(pattern: Pattern, preempt: bool, conditions: &Conditions) -> anyhow::Result<(f64, f64, f64)> {
-    let conditions =
-        Conditions { size: conditions.size.min(SIZE), dir: conditions.dir.clone(), ..*conditions };
+    let conditions = Conditions { size: conditions.size.min(SIZE), ..conditions.clone() };
     let postcopy = Postcopy { preempt, recover: Duration::ZERO, ..Postcopy::at(0) };
     let source = Source::new(machine(&conditions)?).with_pattern(None, pattern)?.with_postcopy(postcopy);
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;

@@ -100,7 +100,11 @@ pub(super) struct Scratch(PathBuf);
 
 impl Scratch {
     pub(super) fn new(conditions: &Conditions) -> anyhow::Result<Self> {
-        let path = conditions.dir.join(format!("migwire-bench-{}", std::process::id()));
+        Self::below(&conditions.dir)
+    }
+
+    pub(super) fn below(directory: &Path) -> anyhow::Result<Self> {
+        let path = directory.join(format!("migwire-bench-{}", std::process::id()));
         fs::create_dir_all(&path).with_context(|| format!("cannot create {}", path.display()))?;
         Ok(Self(path))
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use migwire::capture::{ChannelTap, Direction, Recorder, RecorderOptions};
 use migwire::container;
-use migwire::endpoint::{Blank, Destination, Proxy, Replay, Source, Template};
+use migwire::endpoint::{Blank, Destination, Replay, Source, Template};
 use migwire::guest::Pattern;
 use migwire::transport::{self, Address, Listener};
 
@@ -70,21 +70,6 @@ pub(super) fn recv(conditions: &Conditions) -> anyhow::Result<Found> {
         })
     };
     conditions.compare(ours, || plain(ready.len()))
-}
-
-pub(super) fn record(conditions: &Conditions) -> anyhow::Result<Found> {
-    let scratch = Scratch::new(conditions)?;
-    let ours = || {
-        let recorder = Recorder::create(&scratch.path().join("capture.pcapng"), RecorderOptions::default())?;
-        let rate = proxied(conditions.size, |proxy| proxy.with_recorder(recorder.clone()))?;
-        recorder.finish()?;
-        Ok(rate)
-    };
-    conditions.compare(ours, || copied(conditions.size))
-}
-
-pub(super) fn forward(conditions: &Conditions) -> anyhow::Result<Found> {
-    conditions.compare(|| proxied(conditions.size, |proxy| proxy), || copied(conditions.size))
 }
 
 pub(super) fn replay(conditions: &Conditions) -> anyhow::Result<Found> {
@@ -157,47 +142,8 @@ fn between(write: impl FnOnce(SocketAddr) -> io::Result<()>) -> anyhow::Result<R
     })
 }
 
-/// A writer, our proxy, and a reader.
-fn proxied(size: u64, with: impl FnOnce(Proxy) -> Proxy) -> anyhow::Result<Rate> {
-    let target = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let listener = Listener::bind(&loopback(0))?;
-    let proxy = with(Proxy::new(loopback(target.local_addr()?.port())));
-    let to = peer(listener.local_address());
-    thread::scope(|scope| {
-        let reader = scope.spawn(move || {
-            let bytes = discard(target.accept()?.0)?;
-            Ok((bytes, Instant::now()))
-        });
-        let begin = Instant::now();
-        let writer = scope.spawn(move || pour(size, to));
-        let passage = proxy.run(&listener, |_| {});
-        passage.error.map_or(Ok(()), Err)?;
-        joined(writer)?;
-        // The proxy takes a moment to be sure that nobody else will come.
-        let (bytes, end) = joined(reader)?;
-        Ok(Rate { bytes, elapsed: end - begin })
-    })
-}
-
-/// A writer, a proxy that only copies, and a reader.
-fn copied(size: u64) -> anyhow::Result<Rate> {
-    let target = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let (to, through) = (target.local_addr()?, listener.local_addr()?);
-    thread::scope(|scope| {
-        let reader = scope.spawn(move || discard(target.accept()?.0));
-        let copier = scope.spawn(move || copy(listener.accept()?.0, TcpStream::connect(to)?));
-        let begin = Instant::now();
-        pour(size, through)?;
-        let bytes = joined(reader)?;
-        let elapsed = begin.elapsed();
-        joined(copier)?;
-        Ok(Rate { bytes, elapsed })
-    })
-}
-
 /// What a program does that knows nothing better.
-fn copy(mut from: impl io::Read, mut to: TcpStream) -> io::Result<()> {
+pub(super) fn copy(mut from: impl io::Read, mut to: TcpStream) -> io::Result<()> {
     let mut buffer = vec![0; CHUNK];
     loop {
         match from.read(&mut buffer)? {

@@ -9,7 +9,9 @@
 //! a direction is passed on as such. What a connection is (main, multifd, preempt) is told by its first bytes, as a
 //! destination does (`migration/migration.c`, `migration_ioc_process_incoming`).
 
+mod aside;
 mod breaks;
+mod fast;
 mod pump;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -23,6 +25,7 @@ use super::pace::Limits;
 use crate::capture::{Direction, Recorder, interface_name};
 use crate::error::{ChannelId, Error, ErrorKind, Result};
 use crate::transport::{self, Address, Connection, Listener};
+use aside::Backlog;
 use breaks::Breaks;
 use pump::{Ends, Pump};
 
@@ -141,7 +144,8 @@ impl Proxy {
     /// times a second.
     pub fn run(self, listener: &Listener, mut watch: impl FnMut(u64)) -> Passage {
         let cuts = Cuts::new(self.cuts.iter().copied());
-        let shared = Arc::new(Shared::new(Breaks::new(cuts, self.recover, self.notices.clone())));
+        let shared =
+            Arc::new(Shared::new(Breaks::new(cuts, self.recover, self.notices.clone()), self.is_blind()));
         let mut lines: Vec<Line> = Vec::new();
         let begin = Instant::now();
         let mut first = None;
@@ -192,6 +196,11 @@ impl Proxy {
             shared.fail(Error::nowhere(ErrorKind::Timeout, DOING, message));
         }
         Passage { connections, pauses, elapsed, error: shared.failure() }
+    }
+
+    /// Whether what passes may do so unseen, once its first bytes have said what it is.
+    fn is_blind(&self) -> bool {
+        self.cuts.is_empty() && self.recover.is_zero()
     }
 
     fn look_at_the_clock(&self, shared: &Shared, begin: Instant, begun: bool) -> Result<()> {
@@ -301,13 +310,19 @@ struct Shared {
     has_main: AtomicBool,
     failure: Mutex<Option<Error>>,
     breaks: Breaks,
+    /// Nobody has to see what is forwarded.
+    may_splice: bool,
+    /// What has been forwarded and is still on its way into the recording.
+    backlog: Arc<Backlog>,
     /// Connections since the last pause.
     ends: Mutex<Vec<Arc<Ends>>>,
 }
 
 impl Shared {
-    fn new(breaks: Breaks) -> Self {
+    fn new(breaks: Breaks, may_splice: bool) -> Self {
         Self {
+            may_splice,
+            backlog: Arc::default(),
             begin: Instant::now(),
             last: AtomicU64::new(0),
             bytes: AtomicU64::new(0),

@@ -4,6 +4,7 @@ use std::io::{self, Read as _, Write as _};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::fast::Way;
 use super::{Passed, Shared};
 use crate::capture::{ChannelTap, Direction, interface_name};
 use crate::error::{ChannelId, Error, Result};
@@ -87,16 +88,19 @@ impl Pump {
 
     fn relay(&self, mut from: &Connection, to: &Connection, first: &mut Option<FirstBytes>) -> Result<()> {
         let mut buffer = vec![0; CHUNK];
+        let mut may_splice = true;
         loop {
+            if may_splice && first.is_none() && self.is_worth_splicing() {
+                match self.splice(from, to)? {
+                    Way::Over => return Ok(()),
+                    Way::Copy => may_splice = false,
+                }
+            }
             let bytes = match from.read(&mut buffer) {
                 Ok(0) => return Ok(()),
                 Ok(count) => &buffer[..count],
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-                Err(e) => {
-                    // The other side must not wait for what will never come.
-                    let _ = to.shutdown_write();
-                    return Err(self.error(from, "receiving", e));
-                }
+                Err(e) => return Err(self.not_received(from, to, e)),
             };
             // An answer may come as soon as the bytes are out, so the connection has its name before that.
             let is_named = first.as_mut().is_none_or(|first| self.name(first, bytes));
@@ -115,7 +119,13 @@ impl Pump {
     }
 
     /// Sends bytes on, and records them as far as they were taken, unless they are held back for a name.
-    fn pass(&self, bytes: &[u8], from: &Connection, mut to: &Connection, is_named: bool) -> Result<()> {
+    pub(super) fn pass(
+        &self,
+        bytes: &[u8],
+        from: &Connection,
+        mut to: &Connection,
+        is_named: bool,
+    ) -> Result<()> {
         let mut rest = bytes;
         while !rest.is_empty() {
             match to.write(rest) {
@@ -129,12 +139,7 @@ impl Pump {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 other => {
                     let e = other.err().unwrap_or(io::ErrorKind::WriteZero.into());
-                    // A source that goes on writing must learn that nobody reads. If it is the source that is gone, the
-                    // other pump goes on to the end of what it has sent.
-                    if self.direction == Direction::ToDestination {
-                        let _ = from.shutdown();
-                    }
-                    return Err(self.error(to, "sending", e));
+                    return Err(self.not_sent(from, to, e));
                 }
             }
         }
@@ -162,6 +167,21 @@ impl Pump {
         {
             tap.announce();
         }
+    }
+
+    pub(super) fn not_received(&self, from: &Connection, to: &Connection, e: io::Error) -> Error {
+        // The other side must not wait for what will never come.
+        let _ = to.shutdown_write();
+        self.error(from, "receiving", e)
+    }
+
+    pub(super) fn not_sent(&self, from: &Connection, to: &Connection, e: io::Error) -> Error {
+        // A source that goes on writing must learn that nobody reads. If it is the source that is gone, the other pump goes on
+        // to the end of what it has sent.
+        if self.direction == Direction::ToDestination {
+            let _ = from.shutdown();
+        }
+        self.error(to, "sending", e)
     }
 
     /// Gives the connection its name if `bytes` and what came before tell what it is. Bytes that were held back until then
@@ -192,11 +212,12 @@ impl Pump {
     /// A recording that fails says so when it is finished; the migration goes on.
     fn record(&self, bytes: &[u8]) {
         if let Some(tap) = &self.ends.tap {
+            self.shared.backlog.wait();
             let _ = tap.record(self.direction, bytes);
         }
     }
 
-    fn count(&self, bytes: usize) {
+    pub(super) fn count(&self, bytes: usize) {
         self.ends.passed[self.direction as usize].fetch_add(bytes as u64, Ordering::AcqRel);
         self.shared.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
         self.shared.note_activity();

@@ -4,12 +4,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use super::content::Content;
-use super::multifd::ZeroPages;
 use super::replies;
 use super::service::Service;
 use crate::endpoint::pace::{Limits, Pace};
 use crate::error::{ChannelId, Error, ErrorKind, Result};
 use crate::guest::Memory;
+use crate::multifd::ZeroPages;
 use crate::stream::Block;
 use crate::transport::Connection;
 

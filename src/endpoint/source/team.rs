@@ -15,15 +15,15 @@ use crossbeam_channel::{Select, Sender, TrySendError, bounded};
 
 use super::batch::{Gather, Job};
 use super::misconduct::{Misconduct, Misdeeds};
-use super::multifd::{ChannelDeparture, Multifd, ZeroPages};
+use super::multifd::{ChannelDeparture, Multifd};
 use super::shared::Shared;
 use super::worker::{Line, Worker};
 use crate::capture::{Recorder, interface_name};
 use crate::dialect::Dialect;
 use crate::endpoint::pace::Pace;
 use crate::error::{ChannelId, Error, ErrorKind, Result};
-use crate::multifd::Framer;
 use crate::multifd::codec::{self, Codec};
+use crate::multifd::{Framer, ZeroPages};
 use crate::transport::Connection;
 use crate::wire::{MULTIFD_PACKET_SIZE, Method, MultifdHello, packet_page_count};
 

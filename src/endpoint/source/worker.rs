@@ -12,14 +12,14 @@ use crossbeam_channel::Receiver;
 
 use super::batch::{Job, partition};
 use super::misconduct::{Misconduct, Misdeeds};
-use super::multifd::{ChannelDeparture, ZeroPages};
+use super::multifd::ChannelDeparture;
 use super::shared::{Failure, Shared, failed_write};
 use crate::capture::{ChannelTap, Direction};
 use crate::device_state::Plan;
 use crate::endpoint::pace::Pace;
 use crate::error::{ChannelId, Error, ErrorKind};
-use crate::multifd::Framer;
 use crate::multifd::codec::Codec;
+use crate::multifd::{Framer, ZeroPages};
 use crate::transport::Connection;
 use crate::wire::{Method, MultifdHello, Wire as _};
 
