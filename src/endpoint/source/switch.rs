@@ -193,7 +193,7 @@ impl Source {
                 let last = pages(block) - 1;
                 sets[index].insert_range(last - last % size..last + 1)
             }
-            // Pages of the template cannot be sent again. Destinations other than stock ones may do without.
+            // Pages of the template cannot be sent again, so that there is no such source.
             None => Ok(()),
         }
     }
