@@ -83,6 +83,7 @@ pub struct Reader<R> {
     section: usize,
     block: Vec<u8>,
     ended: bool,
+    about: Option<String>,
 }
 
 impl<R: Read> Reader<R> {
@@ -103,6 +104,7 @@ impl<R: Read> Reader<R> {
             section: 0,
             block: Vec::new(),
             ended: false,
+            about: None,
         };
         reader.step()?;
         Ok(reader)
@@ -111,6 +113,11 @@ impl<R: Read> Reader<R> {
     /// The connections described so far; a packet's interface is always among them.
     pub fn interfaces(&self) -> &[Interface] {
         &self.interfaces
+    }
+
+    /// What the recorder knew about the migration (JSON), if it was one of ours.
+    pub fn about(&self) -> Option<&str> {
+        self.about.as_deref()
     }
 
     /// The next packet, `None` at the end of the file. After an error there is nothing more to read.
@@ -225,6 +232,18 @@ impl<R: Read> Reader<R> {
             return Err(self.error(ErrorKind::Unsupported, 12, message));
         }
         self.section = self.interfaces.len();
+        if self.about.is_none() {
+            let mut about = None;
+            self.options(16, |order, code, value| {
+                let is_ours = code == block::OPT_CUSTOM && value.len() >= 4 && order.u32(value) == block::PEN;
+                let rest =
+                    value.get(4..).filter(|_| is_ours).and_then(|rest| rest.strip_prefix(block::MAGIC));
+                if let Some(&[block::ABOUT, ref content @ ..]) = rest {
+                    about = Some(text(content));
+                }
+            })?;
+            self.about = about;
+        }
         Ok(())
     }
 
@@ -244,7 +263,7 @@ impl<R: Read> Reader<R> {
         })?;
         if linktype != LINKTYPE {
             let message = format!(
-                "interface {} carries {}: a capture of a network, not a recording of migration channels (link type {LINKTYPE})",
+                "interface {} carries {}: a capture of a network, not a recording of migration channels (link type {LINKTYPE}); `migwire import` takes the migrations out of it",
                 if interface.name.is_empty() { "without name" } else { &interface.name },
                 linktype_name(linktype)
             );
@@ -336,20 +355,9 @@ impl<R: Read> Reader<R> {
 }
 
 impl Interface {
-    /// A timestamp of this interface as nanoseconds; what does not fit is held at the end of the range.
-    fn time(&self, ticks: u64) -> Timestamp {
-        let ticks = u128::from(ticks);
-        let exponent = u32::from(self.resolution & 0x7f);
-        let nanoseconds = if self.resolution & 0x80 != 0 {
-            (ticks * 1_000_000_000).checked_shr(exponent).unwrap_or(0)
-        } else if exponent <= 9 {
-            ticks * 10u128.pow(9 - exponent)
-        } else {
-            10u128.checked_pow(exponent - 9).map_or(0, |unit| ticks / unit)
-        };
-        let shifted = i128::try_from(nanoseconds).unwrap_or(i128::MAX);
-        let shifted = shifted.saturating_add(i128::from(self.offset) * 1_000_000_000);
-        Timestamp(u64::try_from(shifted.max(0)).unwrap_or(u64::MAX))
+    /// A timestamp of this interface as nanoseconds.
+    pub(super) fn time(&self, ticks: u64) -> Timestamp {
+        block::nanoseconds(ticks, self.resolution, self.offset)
     }
 }
 
