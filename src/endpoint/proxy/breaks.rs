@@ -103,11 +103,14 @@ impl Breaks {
         self.pongs.give_up();
     }
 
-    /// Waits with the cut that is due until both ends can survive it. `false`: the connections have broken by themselves.
+    /// Waits with the cut that is due, if one is, until both ends can survive it. `false`: the connections have broken by themselves.
     pub(super) fn may_cut(&self, source: Option<&Connection>) -> bool {
         let pauses = self.pauses();
         // Bytes may be counted from the beginning, too, and before RUN nothing is survived. Behind a pause both ends are ready.
-        if pauses == 0 && self.main().cuts.has_run() {
+        let main = self.main();
+        let may_wait = pauses == 0 && main.cuts.is_due() && main.cuts.has_run();
+        drop(main);
+        if may_wait {
             self.pongs.wait(source);
         }
         self.pauses() == pauses

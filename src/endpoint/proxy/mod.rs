@@ -361,7 +361,7 @@ impl Shared {
         }
     }
 
-    /// Breaks all connections off, as a network does; without a reason, because a cut is due.
+    /// Breaks all connections off, as a network does; without a reason, because it was asked for.
     fn cut(&self, reason: Option<Error>) {
         if reason.is_none() {
             let is_main = |ends: &&Arc<Ends>| {
