@@ -66,7 +66,8 @@ run_fmt() { cargo fmt --all --check; }
 run_clippy() {
     local feature
     cargo clippy --workspace --all-targets --all-features -- -D warnings &&
-        cargo clippy -p migwire --lib --no-default-features -- -D warnings || return
+        cargo clippy -p migwire --lib --no-default-features -- -D warnings &&
+        cargo clippy -p migwire --lib --no-default-features --profile test -- -D warnings || return
     for feature in json compress capture container transport endpoint; do
         cargo clippy --quiet -p migwire --lib --no-default-features --features "$feature" -- -D warnings || {
             say "the library does not build with feature $feature alone"

@@ -233,6 +233,7 @@ fn postcopy() -> Cases {
         ("postcopy-advise-twice", begun().command(advise()).eof()),
         ("postcopy-listen-without-advise", Small::begin().command(Command::PostcopyListen).eof()),
         ("postcopy-run-without-listen", begun().command(Command::PostcopyRun).eof()),
+        ("postcopy-run-without-discard", begun().package(&inside()).eof()),
         ("postcopy-listen-twice", run().command(Command::PostcopyListen).eof()),
         ("postcopy-discard-without-advise", Small::begin().ram("ram", 0x4000).command(good()).eof()),
         ("postcopy-discard-after-run", run().command(good()).eof()),

@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking, helpers included")]
 
+mod common;
+
 use std::fs::File;
 use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, TcpListener, TcpStream};
@@ -11,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use migwire::ErrorKind;
 use migwire::capture::{self, ChannelBytes, Direction, Reader, Recorder, RecorderOptions};
-use migwire::endpoint::{Blank, Destination, Limits, Passage, Proxy, Source, Template};
+use migwire::endpoint::{Blank, Cut, Destination, Limits, Passage, Proxy, Source, Template};
 use migwire::guest::{Memory, Pattern};
 use migwire::transport::{self, Address, Listener};
 
@@ -303,4 +305,55 @@ fn a_command_that_fails_is_an_error() {
     assert_eq!(error.kind(), ErrorKind::Peer);
     assert!(error.message().contains("out of space"), "{error}");
     assert_eq!(passage.connections[0].to_target, 8);
+}
+
+/// Reads until nothing comes for a while, or the end; whether it is the end.
+fn read_on(connection: &mut TcpStream, bytes: &mut Vec<u8>) -> bool {
+    connection.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let mut buffer = [0; 4096];
+    loop {
+        match connection.read(&mut buffer) {
+            Ok(0) => return true,
+            Ok(count) => bytes.extend_from_slice(&buffer[..count]),
+            Err(e) => return e.kind() != std::io::ErrorKind::WouldBlock,
+        }
+    }
+}
+
+/// A destination that has not executed RUN when its connection breaks cannot pause; that it has not is seen by what it does not answer.
+#[test]
+fn a_cut_behind_run_waits_for_the_answers_from_the_package() {
+    let stream = common::small::all().into_iter().find(|(name, _)| *name == "postcopy").unwrap().1;
+    let run = stream.windows(5).rposition(|bytes| bytes == b"\x08\0\x05\0\0").unwrap() + 5;
+    let pong = |value: u8| [0, 2, 0, 4, 0, 0, 0, value];
+    // With the cut in front of RUN, nothing is waited for: nothing could be saved.
+    for (cut, end) in [(Cut::Run(0), run), (Cut::Run(3), run + 3), (Cut::Bytes(run as u64 - 1), run - 1)] {
+        let target = TcpListener::bind("127.0.0.1:0").unwrap();
+        let listener = Listener::bind(&"tcp:127.0.0.1:0".parse().unwrap()).unwrap();
+        let to = Address::Tcp { host: "127.0.0.1".into(), port: target.local_addr().unwrap().port() };
+        let proxy = Proxy::new(to).with_limits(patient()).with_cuts([cut]);
+        let port = port(listener.local_address());
+        let proxy = thread::spawn(move || proxy.run(&listener, |_| {}));
+        let mut source = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        source.write_all(&stream).unwrap();
+        let mut destination = target.accept().unwrap().0;
+        let mut arrived = Vec::new();
+        let waits = end >= run;
+        assert_eq!(read_on(&mut destination, &mut arrived), !waits, "{cut}");
+        if waits {
+            destination.write_all(&[pong(1), pong(3)].concat()).unwrap();
+            assert!(!read_on(&mut destination, &mut arrived), "{cut}: one has not come");
+            destination.write_all(&pong(0x42)).unwrap();
+            let begin = Instant::now();
+            while !read_on(&mut destination, &mut arrived) {
+                assert!(begin.elapsed() < Duration::from_secs(3), "{cut}");
+            }
+            let mut answers = Vec::new();
+            read_on(&mut source, &mut answers);
+            assert!(answers.starts_with(&[pong(1), pong(3), pong(0x42)].concat()), "{cut}: {answers:x?}");
+        }
+        assert!(arrived == stream[..end], "{cut}: {} bytes", arrived.len());
+        let passage = proxy.join().unwrap();
+        assert_eq!((passage.pauses, passage.connections[0].to_target), (1, end as u64), "{cut}");
+    }
 }

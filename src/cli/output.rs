@@ -140,13 +140,15 @@ pub(crate) fn seconds(duration: Duration) -> String {
     format!("{:.2} s", duration.as_secs_f64())
 }
 
-/// Reads a number of seconds, fractions allowed.
-/// A time that may be none at all.
+/// Reads a number of seconds, fractions allowed, or 0 for no time at all.
 pub(crate) fn parse_patience(text: &str) -> Result<Duration, String> {
-    if text == "0" { Ok(Duration::ZERO) } else { parse_seconds(text) }
+    match text.parse::<f64>() {
+        Ok(0.0) => Ok(Duration::ZERO),
+        _ => parse_seconds(text).map_err(|reason| format!("{reason}, or 0")),
+    }
 }
 
-/// A time.
+/// Reads a number of seconds, fractions allowed.
 pub(crate) fn parse_seconds(text: &str) -> Result<Duration, String> {
     match text.parse::<f64>() {
         Ok(value) if value > 0.0 && value < 1e9 => Ok(Duration::from_secs_f64(value)),
@@ -166,5 +168,8 @@ mod tests {
         );
         assert_eq!(parse_seconds("0.5"), Ok(Duration::from_millis(500)));
         assert!(["0", "-1", "x", "nan", "inf"].iter().all(|bad| parse_seconds(bad).is_err()));
+        assert_eq!([parse_patience("0"), parse_patience("0.0")], [Ok(Duration::ZERO), Ok(Duration::ZERO)]);
+        assert_eq!(parse_patience("0.5"), Ok(Duration::from_millis(500)));
+        assert!(["", "-1", "x", "nan", "inf"].iter().all(|bad| parse_patience(bad).is_err()));
     }
 }

@@ -166,7 +166,7 @@ struct PostcopyOptions {
     preempt: bool,
 
     /// How long a broken postcopy tries to reach its destination again; 0: it fails
-    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = output::parse_seconds)]
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = output::parse_patience)]
     recover: Duration,
 
     /// Break all connections on purpose, at this place of the main channel: BYTES, run+BYTES behind POSTCOPY_RUN, resume+BYTES behind
@@ -513,7 +513,26 @@ pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{parse_size, parse_uuid};
+    use std::time::Duration;
+
+    use clap::Parser;
+
+    use super::{PostcopyOptions, parse_size, parse_uuid};
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        postcopy: PostcopyOptions,
+    }
+
+    #[test]
+    fn no_patience_to_recover_is_no_error() {
+        let recover =
+            |seconds| Line::try_parse_from(["send", "--recover", seconds]).map(|line| line.postcopy.recover);
+        assert_eq!(recover("0").unwrap(), Duration::ZERO);
+        assert_eq!(recover("0.5").unwrap(), Duration::from_millis(500));
+        assert!(recover("-1").is_err() && recover("soon").is_err());
+    }
 
     #[test]
     fn uuids() {

@@ -112,6 +112,11 @@ impl Cuts {
         }
     }
 
+    /// Whether RUN has passed, on this connection or an earlier one.
+    pub fn has_run(&self) -> bool {
+        self.run.is_some_and(|run| run <= self.passed)
+    }
+
     /// How many of so many bytes may pass on the main channel before the next cut.
     pub fn admit(&self, wanted: usize) -> usize {
         match self.place() {
@@ -189,7 +194,9 @@ mod tests {
         let mut cuts = Cuts::new([Cut::Run(10), Cut::Run(25), Cut::Run(25), Cut::Bytes(3)]);
         assert_eq!(pass(&mut cuts, 100), 100, "nobody runs");
         cuts.note_command(&Command::PostcopyRun, 105);
+        assert!(!cuts.has_run(), "it is seen, and has not passed");
         assert_eq!(pass(&mut cuts, 100), 15);
+        assert!(cuts.has_run());
         assert_eq!(cuts.take(), Some(Cut::Run(10)));
         cuts.note_connection();
         assert_eq!(pass(&mut cuts, 100), 15);

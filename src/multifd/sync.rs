@@ -156,8 +156,7 @@ impl Barrier {
 
     /// Whether channel `id` may read on behind its last SYNC.
     pub fn may_read(&self, id: u8) -> bool {
-        let is_passed = self.channels.iter().all(|(_, syncs, _)| *syncs >= self.markers);
-        let passed = self.markers - u64::from(!is_passed);
+        let passed = self.passed();
         self.channels.iter().all(|(other, syncs, _)| *other != id || *syncs <= passed)
     }
 
@@ -196,9 +195,10 @@ impl Barrier {
         self.channels.iter().all(|(_, syncs, fate)| *fate != Fate::Open || *syncs > self.markers)
     }
 
-    /// Channels on which something may come now.
+    /// Channels on which something may come now. One that stands at a SYNC which others have not come to brings nothing until they do.
     pub fn open(&self) -> usize {
-        self.channels.iter().filter(|(_, syncs, fate)| *fate == Fate::Open && *syncs <= self.markers).count()
+        let passed = self.passed();
+        self.channels.iter().filter(|(_, syncs, fate)| *fate == Fate::Open && *syncs <= passed).count()
     }
 
     /// The error for a main channel that has waited for too long.
@@ -211,6 +211,12 @@ impl Barrier {
             missing.join(", ")
         );
         Error::nowhere(ErrorKind::Timeout, DOING, message)
+    }
+
+    /// Synchronisations that everybody has come to.
+    fn passed(&self) -> u64 {
+        let is_passed = self.channels.iter().all(|(_, syncs, _)| *syncs >= self.markers);
+        self.markers - u64::from(!is_passed)
     }
 
     fn channel(&mut self, id: u8) -> Option<&mut (u8, u64, Fate)> {
@@ -268,6 +274,23 @@ mod tests {
         barrier.arrive(0);
         assert!(!barrier.may_read(0) && barrier.may_read(1));
         assert_eq!(barrier.waiting().collect::<Vec<_>>(), [0]);
+    }
+
+    #[test]
+    fn who_stands_at_a_sync_brings_nothing() {
+        let mut barrier = Barrier::new([0, 1, 2]);
+        assert_eq!(barrier.open(), 3);
+        barrier.arrive(0);
+        assert_eq!(barrier.open(), 2, "the main channel has not come there");
+        barrier.mark();
+        assert_eq!(barrier.open(), 2, "two others have not");
+        barrier.close(0);
+        assert_eq!(barrier.open(), 2, "it did not count anyway");
+        barrier.arrive(1);
+        barrier.arrive(2);
+        assert_eq!(barrier.open(), 2, "all but the one that is closed");
+        barrier.close(1);
+        assert_eq!(barrier.open(), 1);
     }
 
     #[test]

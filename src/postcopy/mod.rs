@@ -23,3 +23,7 @@ pub use page_set::PageSet;
 pub use preempt::{PreemptParser, Urgent};
 pub use requests::{Arrived, Latencies, Pattern as RequestPattern, Requests, Wanted, parse_list};
 pub use return_path::{Reply, ReturnParser};
+
+/// The PING that stands last in packages of 10.2 and later: a destination answers it when it has loaded the devices, and the source waits
+/// for that.
+pub const PACKAGE_LOADED: u32 = 0x42;

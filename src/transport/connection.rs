@@ -33,7 +33,11 @@ use crate::{Error, ErrorKind, Result};
 #[derive(Clone)]
 pub struct Connection {
     inner: Arc<Inner>,
+    ear: Option<Arc<Ear>>,
 }
+
+/// Who is told what is read.
+type Ear = dyn Fn(&[u8]) + Send + Sync;
 
 struct Inner {
     io: Io,
@@ -49,7 +53,14 @@ pub(super) enum Io {
 
 impl Connection {
     pub(super) fn new(io: Io, label: String, peer: String) -> Self {
-        Self { inner: Arc::new(Inner { io, label, peer }) }
+        Self { inner: Arc::new(Inner { io, label, peer }), ear: None }
+    }
+
+    /// A clone that tells `ear` all that is read from it and its own clones, before whoever reads learns of it. What is discarded or
+    /// spliced is told to nobody.
+    #[cfg(feature = "endpoint")]
+    pub(crate) fn overheard(&self, ear: impl Fn(&[u8]) + Send + Sync + 'static) -> Self {
+        Self { inner: Arc::clone(&self.inner), ear: Some(Arc::new(ear)) }
     }
 
     /// The connection's name in messages: the address it was opened with, or for an accepted one the peer's.
@@ -259,14 +270,18 @@ impl fmt::Debug for Connection {
 
 impl Read for &Connection {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match &self.inner.io {
+        let count = match &self.inner.io {
             Io::Socket(socket) => {
                 let mut socket = socket;
                 socket.read(buffer).map_err(|e| silence(e, "nothing was received in time"))
             }
             Io::Pipes(pipes) => pipes.read(buffer),
             Io::Memory(twin) => twin.read(buffer),
+        }?;
+        if let Some(ear) = &self.ear {
+            ear(&buffer[..count]);
         }
+        Ok(count)
     }
 }
 

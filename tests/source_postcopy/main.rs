@@ -224,6 +224,9 @@ fn what_cannot_be_done_is_refused_before_anything_is() {
     assert_eq!(e.kind(), ErrorKind::Misuse, "{e}");
     let e = refused(source(with_preempt(0)).with_dialect("5.2".parse().unwrap()));
     assert!(e.message().contains("no preempt channel"), "{e}");
+    // The template's pages alone: nothing could be dropped, and without that no destination runs.
+    let kept = Source::new(Template::blank(&blank(PAGES)).unwrap()).with_postcopy(Postcopy::at(50));
+    assert!(refused(kept).message().contains("keep the template's pages"));
     let odd: Result<Template> = Template::blank(&Blank { huge_page: Some(3 << 20), ..blank(PAGES) });
     assert_eq!(odd.unwrap_err().kind(), ErrorKind::Misuse);
 }

@@ -4,16 +4,20 @@
 //! main channel --> Breaks: Parser (where RUN and RESUME are) --> Cuts --> so many bytes may pass
 //!                     '-- a cut: all connections are reset; the next one that begins with a command is the main channel again
 //! ```
+//! A cut that comes soon behind RUN waits until both ends can survive it (`ear`).
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use super::ear::{self, Pongs};
 use crate::channel::{ChannelParser as _, Step, Tail};
 use crate::endpoint::fault::Cuts;
 use crate::endpoint::notice::{self, Notice};
 use crate::error::{ChannelId, Error, ErrorKind};
 use crate::stream::{Event, Parser, Phase};
+use crate::transport::Connection;
+use crate::wire::Command;
 
 /// What the proxy knows of pauses.
 pub(super) struct Breaks {
@@ -26,6 +30,7 @@ pub(super) struct Breaks {
     /// The main channel has come to its end.
     finished: AtomicBool,
     main: Mutex<Main>,
+    pongs: Arc<Pongs>,
 }
 
 /// The main channel, as it passes.
@@ -47,6 +52,7 @@ impl Breaks {
             paused: AtomicBool::new(false),
             finished: AtomicBool::new(false),
             main: Mutex::new(Main { cuts, parser, rest: Vec::new() }),
+            pongs: Arc::default(),
         }
     }
 
@@ -70,7 +76,7 @@ impl Breaks {
         if main.parser.is_none() && main.cuts.is_empty() {
             return bytes.len();
         }
-        let is_over = main.follow(bytes);
+        let is_over = main.follow(bytes, &self.pongs);
         let admitted = main.cuts.admit(bytes.len());
         main.cuts.note_passed(admitted as u64);
         if is_over && admitted == bytes.len() {
@@ -84,12 +90,39 @@ impl Breaks {
         self.main().cuts.is_due()
     }
 
+    /// The end of a new connection at the target, listened to if a cut may have to wait for what is said there.
+    pub(super) fn overhear(&self, target: Connection) -> Connection {
+        match self.pauses() == 0 && !self.main().cuts.is_empty() {
+            true => ear::listen(&target, &self.pongs),
+            false => target,
+        }
+    }
+
+    /// Nobody has to wait for answers any more.
+    pub(super) fn give_up(&self) {
+        self.pongs.give_up();
+    }
+
+    /// Waits with the cut that is due, if one is, until both ends can survive it. `false`: the connections have broken by themselves.
+    pub(super) fn may_cut(&self, source: Option<&Connection>) -> bool {
+        let pauses = self.pauses();
+        // Bytes may be counted from the beginning, too, and before RUN nothing is survived. Behind a pause both ends are ready.
+        let main = self.main();
+        let may_wait = pauses == 0 && main.cuts.is_due() && main.cuts.has_run();
+        drop(main);
+        if may_wait {
+            self.pongs.wait(source);
+        }
+        self.pauses() == pauses
+    }
+
     /// The connections are broken, for that reason; `false` if they were already.
     pub(super) fn pause(&self, reason: Option<Error>) -> bool {
         if self.paused.swap(true, Ordering::AcqRel) {
             return false;
         }
         self.pauses.fetch_add(1, Ordering::AcqRel);
+        self.give_up();
         let cut = self.main().cuts.take();
         let error = match (cut, reason) {
             (Some(cut), _) => Error::nowhere(ErrorKind::Io, "forwarding", format!("cut on purpose at {cut}")),
@@ -126,7 +159,7 @@ impl Breaks {
 
 impl Main {
     /// Reads on, and looks for the places to cut at. Whether the channel has come to its end.
-    fn follow(&mut self, bytes: &[u8]) -> bool {
+    fn follow(&mut self, bytes: &[u8], pongs: &Pongs) -> bool {
         let Some(parser) = &mut self.parser else { return false };
         self.rest.extend_from_slice(bytes);
         let mut taken = 0;
@@ -137,6 +170,9 @@ impl Main {
                     taken += located.raw.len();
                     if let Event::Command(command) = &located.event {
                         self.cuts.note_command(command, located.range.end);
+                        if let (Command::Ping(value), Some(_)) = (command, parser.grammar().package_end()) {
+                            pongs.note_ping(*value);
+                        }
                     }
                 }
                 // What it cannot read it still passes on.

@@ -11,12 +11,13 @@
 
 mod aside;
 mod breaks;
+mod ear;
 mod fast;
 mod pump;
 mod troubled;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
@@ -240,7 +241,7 @@ impl Proxy {
             let message = format!("more than {MAX_CONNECTIONS} connections at a time");
             return Err(Error::nowhere(ErrorKind::TooLarge, DOING, message));
         }
-        let target = self.reach(shared)?;
+        let target = shared.breaks.overhear(self.reach(shared)?);
         let provisional = ChannelId::Connection(number as u32);
         let tap = self.recorder.as_ref().map(|recorder| recorder.channel(interface_name(provisional)));
         if let Some(tap) = &tap {
@@ -256,7 +257,7 @@ impl Proxy {
             is_half_over: AtomicBool::new(false),
             passed: [AtomicU64::new(0), AtomicU64::new(0)],
         });
-        shared.ends.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&ends));
+        shared.ends().push(Arc::clone(&ends));
         let mut threads = Vec::new();
         for (direction, can_pass, name) in [
             (Direction::ToDestination, ends.source.can_read() && ends.target.can_write(), "to-target"),
@@ -360,13 +361,26 @@ impl Shared {
         }
     }
 
-    /// Breaks all connections off, as a network does.
+    /// Breaks all connections off, as a network does; without a reason, because it was asked for.
     fn cut(&self, reason: Option<Error>) {
-        let ends = std::mem::take(&mut *self.ends.lock().unwrap_or_else(PoisonError::into_inner));
+        if reason.is_none() {
+            let is_main = |ends: &&Arc<Ends>| {
+                *ends.channel.lock().unwrap_or_else(PoisonError::into_inner) == ChannelId::Main
+            };
+            let main = self.ends().iter().find(is_main).cloned();
+            if !self.breaks.may_cut(main.as_ref().map(|main| &main.source)) {
+                return;
+            }
+        }
+        let ends = std::mem::take(&mut *self.ends());
         ends.iter().for_each(|ends| ends.is_cut.store(true, Ordering::Release));
         // Who comes back now finds a proxy that knows of the pause.
         self.breaks.pause(reason);
         ends.iter().for_each(|ends| ends.reset());
+    }
+
+    fn ends(&self) -> MutexGuard<'_, Vec<Arc<Ends>>> {
+        self.ends.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn note_activity(&self) {
@@ -380,6 +394,7 @@ impl Shared {
     /// The first failure is the one that is reported: the others follow from it.
     fn fail(&self, error: Error) {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        self.breaks.give_up();
     }
 
     fn failure(&self) -> Option<Error> {

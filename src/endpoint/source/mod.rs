@@ -411,6 +411,12 @@ impl Source {
             let message = "a stream without RAM has no pages for postcopy";
             return refuse(ErrorKind::Misuse, message.to_owned());
         }
+        // Somebody has to be left whose pages can be sent again: a destination does not run before it has dropped some.
+        let mut blocks = facts.blocks.iter().zip(&self.contents);
+        if blocks.all(|(block, content)| matches!(content, Content::Kept) || block.used_length == 0) {
+            let message = "all blocks keep the template's pages, which cannot be sent behind the switch; give one of them other content";
+            return refuse(ErrorKind::Misuse, message.to_owned());
+        }
         if self.multifd.is_some() || self.devices.is_some() {
             let message = "postcopy together with multifd channels or with devices that are made up";
             return refuse(ErrorKind::Unsupported, message.to_owned());

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::replies::{self, Replies};
 use super::shared::Shared;
-use super::switch::{IN_PACKAGE, PACKAGE_LOADED};
+use super::switch::IN_PACKAGE;
 use crate::capture::{ChannelTap, Direction};
 use crate::channel::ChannelEvent as _;
 use crate::endpoint::pace::Pace;
@@ -20,6 +20,7 @@ use crate::endpoint::{Cuts, Progress};
 use crate::error::{ChannelId, Error, ErrorKind, Result};
 use crate::guest::{Coded, XbzrleCache, is_zero};
 use crate::limits::PIECE;
+use crate::postcopy::PACKAGE_LOADED;
 use crate::stream::{Block, Emitter, Event};
 use crate::transport::Connection;
 use crate::wire::{Bulk, Command, Name, Page, PageBody, PageWord, RamFlags, Sink};

@@ -14,10 +14,10 @@ use super::content::Stretch;
 use super::postcopy::{Notice, Postcopy, PostcopyDeparture, Turn};
 use super::sending::Sending;
 use super::service::{Request, Run};
-use super::switch::PACKAGE_LOADED;
 use super::urgent::{Opening, PreemptDeparture, Urgent};
 use crate::capture::interface_name;
 use crate::error::{ChannelId, Error, ErrorKind, Result};
+use crate::postcopy::PACKAGE_LOADED;
 use crate::transport::Connection;
 
 /// Pages that nobody has asked for, between two looks at the requests.

@@ -16,7 +16,7 @@ use crate::channel::Feed;
 use crate::dialect::{Dialect, Difference};
 use crate::error::{ChannelId, Error, ErrorKind, Result};
 use crate::limits::MAX_PACKAGE;
-use crate::postcopy::{PageSet, page_count};
+use crate::postcopy::{PACKAGE_LOADED, PageSet, page_count};
 use crate::stream::Event;
 use crate::wire::{Advise, Command, Discard, DiscardRange, Name, SectionFooter, SectionHead, SectionKind};
 use crate::wire::{PageWord, RamFlags, Wire as _};
@@ -28,7 +28,6 @@ const RANGES: usize = 12;
 const BEFORE_PACKAGE: u32 = 2;
 pub(super) const IN_PACKAGE: u32 = 3;
 const BEHIND_PACKAGE: u32 = 4;
-pub(super) const PACKAGE_LOADED: u32 = 0x42;
 
 /// Page of a block whose backing has no larger ones.
 const ORDINARY_PAGE: u64 = 4096;
@@ -193,7 +192,7 @@ impl Source {
                 let last = pages(block) - 1;
                 sets[index].insert_range(last - last % size..last + 1)
             }
-            // Pages of the template cannot be sent again. Destinations other than stock ones may do without.
+            // Pages of the template cannot be sent again, so that there is no such source.
             None => Ok(()),
         }
     }

@@ -1,9 +1,5 @@
 //! What the tests of all codecs do: packets of pages of every kind, there and back, cut and mangled.
 
-use proptest::collection::vec;
-use proptest::prelude::*;
-use proptest::sample::Index;
-
 use super::{Codec, open};
 use crate::error::{Error, ErrorKind};
 use crate::wire::Method;
@@ -111,6 +107,7 @@ pub(super) fn cuts(method: Method) {
 }
 
 /// Whatever comes, it does not panic, errors lie within the payload, and what is around the pages stays as it was.
+#[cfg(any(feature = "compress", feature = "zstd"))]
 pub(super) fn survives(codec: &mut dyn Codec, payloads: &[Vec<u8>], count: usize) {
     for payload in payloads {
         let mut around = vec![0xa5; (count + 2) * PAGE];
@@ -123,7 +120,12 @@ pub(super) fn survives(codec: &mut dyn Codec, payloads: &[Vec<u8>], count: usize
 }
 
 /// Payloads to survive: arbitrary bytes, and real ones that a few bytes are changed in.
-pub(super) fn hostile(method: Method) -> impl Strategy<Value = Vec<Vec<u8>>> {
+#[cfg(any(feature = "compress", feature = "zstd"))]
+pub(super) fn hostile(method: Method) -> impl proptest::strategy::Strategy<Value = Vec<Vec<u8>>> {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+    use proptest::sample::Index;
+
     let real = payloads(method, None);
     let arbitrary = vec(vec(any::<u8>(), 0..256), 1..4);
     let changed = vec((0..4usize, any::<Index>(), any::<u8>()), 1..6).prop_map(move |changes| {

@@ -115,6 +115,8 @@ pub struct Grammar {
     ram: Ram,
     package: Option<u64>,
     postcopy: Postcopy,
+    /// LISTEN has come, for RAM, without a DISCARD before it.
+    skipped_discard: bool,
     colo: bool,
     overrun: bool,
     complaints: Vec<Error>,
@@ -135,6 +137,7 @@ impl Grammar {
             ram: Ram::new(),
             package: None,
             postcopy: Postcopy::None,
+            skipped_discard: false,
             colo: false,
             overrun: false,
             complaints: Vec::new(),

@@ -7,6 +7,9 @@
 //!                                       Recovering --RESUME--> Running               v
 //!                                           ^----------------------------------------'
 //! ```
+//! The way without DISCARD is open to dirty bitmaps alone. If RAM was announced, a stock destination takes LISTEN, prepares to discard
+//! then, which puts it back into that state, and refuses RUN.
+//!
 //! Source: `migration/postcopy-ram.h` (`PostcopyState`), `migration/savevm.c` (`loadvm_postcopy_handle_*`), `migration/ram.c`
 //! (`ram_load_postcopy`).
 
@@ -111,6 +114,9 @@ impl Grammar {
         };
         let before = self.postcopy;
         let is_allowed = allowed.contains(&before);
+        if matches!(command, Command::PostcopyListen) && before == Advised {
+            self.skipped_discard = self.ram.fields.page_size;
+        }
         // Where a second one is forgiven, nothing goes back.
         self.postcopy = before.max(next);
         if before == Recovering && next == Running {
@@ -122,6 +128,10 @@ impl Grammar {
         }
         match command {
             Command::PostcopyRamDiscard(discard) => self.check_discard(discard, offset),
+            Command::PostcopyRun if self.skipped_discard => {
+                let message = "POSTCOPY_RUN, and no POSTCOPY_RAM_DISCARD has come before POSTCOPY_LISTEN: no stock destination runs then";
+                self.refuse(ErrorKind::OutOfOrder, offset + 1, COMMAND, message)
+            }
             _ => Ok(()),
         }
     }
@@ -202,5 +212,30 @@ impl Grammar {
         }
         let message = format!("block {block:?}, which the block list does not have");
         self.refuse(ErrorKind::Malformed, offset, "RECV_BITMAP", message)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dialect::Dialect;
+    use crate::stream::{Event, Mode};
+    use crate::wire::{Advise, FileHeader};
+
+    #[test]
+    fn only_bitmaps_go_without_discard() {
+        let advise = Advise { page_size_summary: 0x1000, target_page_size: 0x1000 };
+        let complaints = |mode, advise| -> Result<usize> {
+            let mut grammar = Grammar::new(mode, Dialect::ANY);
+            let commands = [Command::PostcopyAdvise(advise), Command::PostcopyListen, Command::PostcopyRun];
+            grammar.admit(&Event::Header(FileHeader::CURRENT), 0)?;
+            commands.into_iter().try_for_each(|command| grammar.admit(&Event::Command(command), 8))?;
+            assert_eq!(grammar.postcopy(), Postcopy::Running);
+            Ok(grammar.complaints().len())
+        };
+        assert_eq!(complaints(Mode::Strict, None).unwrap(), 0, "dirty bitmaps alone");
+        let error = complaints(Mode::Strict, Some(advise)).unwrap_err();
+        assert!(error.kind() == ErrorKind::OutOfOrder && error.message().contains("DISCARD"), "{error}");
+        assert_eq!(complaints(Mode::Lenient, Some(advise)).unwrap(), 1);
     }
 }
