@@ -17,6 +17,7 @@
 //! | [`stream`] | the main channel: step parser, mirror emitter, grammar, extents of opaque payloads |
 //! | [`multifd`] | a multifd channel: step parser, mirror emitter, payload codecs, synchronisation of all channels |
 //! | [`postcopy`] | the return path |
+//! | [`trouble`] | faults on purpose: a script, and what it comes to on a channel |
 //! | [`device_state`] | VFIO device state: main-channel records, packets, reassembly, synthetic devices |
 //! | [`guest`] | guest memory without a guest: images, digests, patterns, the XBZRLE cache |
 //! | `vmstate` | the VM description (JSON) and what the sections really measure |
@@ -82,6 +83,7 @@ pub mod stream;
 pub mod tcp;
 #[cfg(feature = "transport")]
 pub mod transport;
+pub mod trouble;
 #[cfg(feature = "json")]
 pub mod vmstate;
 pub mod wire;

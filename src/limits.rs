@@ -63,6 +63,12 @@ pub const MAX_CAPTURE_INTERFACES: usize = 4096;
 /// recording with more is read from its beginning for every channel.
 pub const MAX_CAPTURE_PLACES: usize = 1 << 20;
 
+/// Most bytes of index that are read: that of some terabytes. A recording with more is read from end to end.
+pub const MAX_CAPTURE_INDEX: u64 = 64 << 20;
+
+/// Longest seal of a recording: a line of some 100 bytes for each direction of each interface.
+pub const MAX_CAPTURE_SEAL: u32 = 4 << 20;
+
 /// Longest interface name in a recording; ours have at most 16 bytes.
 pub const MAX_CAPTURE_NAME: usize = 256;
 

@@ -128,14 +128,16 @@ fn channels_that_rush_through_a_proxy_are_recorded_whole_and_in_order() {
     }
     let times = times(&file);
     assert!(times.is_sorted_by_key(|(time, ..)| *time));
-    // An answer stands behind what it answers.
+    // An answer stands behind what it answers, but for what was not yet known to be forwarded when the answer came: the system
+    // says so of half a megabyte at a time.
+    const ROUND: usize = 512 << 10;
     for interface in 0..3 {
         let mut seen = [0, 0];
         let mut reader = Reader::new(File::open(&file).unwrap()).unwrap();
         while let Some(packet) = reader.next_packet().unwrap() {
             if packet.interface == interface {
                 seen[packet.direction as usize] += packet.data.len();
-                assert!(seen[0] >= seen[1] / 8 * (LEN / ANSWERS), "{seen:?}");
+                assert!(seen[0] + ROUND >= seen[1] / 8 * (LEN / ANSWERS), "{seen:?}");
             }
         }
     }
@@ -316,4 +318,73 @@ fn a_full_disk_ends_the_recording_and_not_the_migration() {
     assert!(stream.starts_with(kept));
     let lost = stream.len() - kept.len();
     assert!(talk.contains(&format!("{} bytes were written, {lost} were lost", kept.len())), "{lost}: {talk}");
+}
+
+/// Runs the command to its end: exit code, standard output, standard error.
+fn migwire(arguments: &[&str]) -> (i32, String, String) {
+    let mut command = Command::new("timeout");
+    command.args(["60", env!("CARGO_BIN_EXE_migwire")]).args(arguments).stdin(Stdio::null());
+    let run = command.output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (run.status.code().unwrap(), text(run.stdout), text(run.stderr))
+}
+
+#[test]
+fn a_recording_tells_of_itself_and_of_what_was_changed_in_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (stream, recording) = (path("stream"), path("x.pcapng"));
+    let to = format!("file:{stream}");
+    let (code, _, talk) =
+        migwire(&["send", &to, "--machine", "none", "--memory", "8M", "--fill", "count", "--timeout", "20"]);
+    assert_eq!(code, 0, "{talk}");
+    let from = format!("file:{stream}");
+    let (code, _, talk) = migwire(&[
+        "record",
+        &from,
+        "exec:cat > /dev/null",
+        "-o",
+        &recording,
+        "--about",
+        "build=QEMU 11.1",
+        "--about",
+        "capabilities=[\"multifd\"]",
+    ]);
+    assert_eq!(code, 0, "{talk}");
+
+    let (code, page, _) = migwire(&["inspect", &recording]);
+    assert_eq!(code, 0);
+    for wanted in
+        ["  role          proxy", "  build         QEMU 11.1", "  capabilities  [\"multifd\"]", "  peers"]
+    {
+        assert!(page.contains(wanted), "{wanted:?} is missing in\n{page}");
+    }
+    let (_, answer, _) = migwire(&["inspect", &recording, "--json"]);
+    let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+    let about = &answer["files"][0]["about"];
+    assert_eq!((&about["build"], &about["capabilities"][0]), (&"QEMU 11.1".into(), &"multifd".into()));
+    assert_eq!(about["addresses"]["listen"], from);
+
+    let (code, said, _) = migwire(&["verify", &recording]);
+    assert_eq!(code, 0, "{said}");
+    assert!(said.contains("byte-identical"), "{said}");
+    // A byte of a page is changed, which no parser can see.
+    let mut bytes = std::fs::read(&recording).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&recording, &bytes).unwrap();
+    let (code, said, _) = migwire(&["verify", &recording]);
+    assert_eq!(code, 1);
+    assert!(said.contains("main") && said.contains("by the seal of the recording"), "{said}");
+    let (_, answer, _) = migwire(&["verify", &recording, "--json"]);
+    let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!(answer["verdict"], "different");
+    assert_eq!(answer["channels"][0]["altered"], true);
+    // Without its end it is a recording that nobody has finished: there is nothing to hold it against.
+    let seal = bytes.len() - u32::from_le_bytes(*bytes.last_chunk().unwrap()) as usize;
+    std::fs::write(&recording, &bytes[..seal]).unwrap();
+    let (code, said, _) = migwire(&["verify", &recording]);
+    assert_eq!(code, 0, "{said}");
+    let (code, _, talk) = migwire(&["record", &from, "-", "-o", &recording, "--about", "nothing"]);
+    assert_eq!(code, 2, "{talk}");
 }

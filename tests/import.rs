@@ -406,6 +406,9 @@ fn mistakes_have_their_codes() {
     assert!(code == 2 && message.contains("is what is being read"), "{code} {message}");
     let (code, message) = said(&["import", text(&wire), "-o", &at("out.bin")]);
     assert!(code == 2 && message.contains("neither FILE.pcapng nor a directory"), "{code} {message}");
+    assert_eq!(said(&["import", text(&wire), "-o", &at("raw/")]).0, 0);
+    let (code, message) = said(&["import", text(&wire), "-o", &at("raw/")]);
+    assert!(code == 2 && message.contains("has channels already: conn0"), "{code} {message}");
     assert_eq!(said(&["import", &at("nothing.pcap"), "-o", &at("out.pcapng")]).0, 3);
     let (code, message) = said(&["import", text(&recording), "-o", &at("out.pcapng")]);
     assert!(code == 1 && message.contains("a recording of migration channels"), "{code} {message}");

@@ -17,6 +17,7 @@ pub mod interleave;
 pub mod lenient;
 pub mod multifd;
 pub mod preempt;
+pub mod recording;
 pub mod recovery;
 pub mod reemit;
 pub mod return_path;

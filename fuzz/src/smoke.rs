@@ -202,7 +202,50 @@ fn made() -> Vec<(&'static str, String, Vec<u8>)> {
     ];
     let recipes =
         recipes.into_iter().map(|(name, bytes)| ("interleave", format!("{name}.bin"), bytes.to_vec()));
-    streams.chain(others).chain(recipes).chain(packets()).chain(captures()).collect()
+    streams.chain(others).chain(recipes).chain(packets()).chain(captures()).chain(recordings()).collect()
+}
+
+/// Recordings that were finished: of nothing, of two channels, and of many packets.
+fn recordings() -> Vec<(&'static str, String, Vec<u8>)> {
+    use migwire::capture::{Direction, Recorder, RecorderOptions, Timestamp};
+    use std::sync::{Arc, Mutex, PoisonError};
+
+    #[derive(Clone, Default)]
+    struct Shared(Arc<Mutex<Vec<u8>>>);
+    impl std::io::Write for Shared {
+        fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(data);
+            Ok(data.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let record = |name: &str, rounds: u64, channels: &[&str]| {
+        let sink = Shared::default();
+        let about = Some(r#"{"role":"proxy"}"#.to_owned()).filter(|_| rounds > 1);
+        let options = RecorderOptions { about, ..RecorderOptions::default() };
+        let recorder = Recorder::new(sink.clone(), options);
+        let taps: Vec<_> = channels.iter().map(|name| recorder.channel(*name)).collect();
+        for round in 0..rounds {
+            for (number, tap) in taps.iter().enumerate() {
+                let direction = [Direction::ToDestination, Direction::ToSource][(round % 3 == 2) as usize];
+                let data = [number as u8; 9];
+                let len = 1 + (round as usize + number) % 9;
+                let _ = tap.record_at(direction, Timestamp(1_000 + round), &data[..len]);
+            }
+        }
+        recorder.channel("preempt").announce();
+        let _ = recorder.finish();
+        let bytes = std::mem::take(&mut *sink.0.lock().unwrap_or_else(PoisonError::into_inner));
+        ("recording", format!("{name}.bin"), bytes)
+    };
+    vec![
+        record("nothing", 0, &[]),
+        record("two-channels", 3, &["main", "multifd-0"]),
+        record("many-packets", 60, &["main", "connection-1"]),
+    ]
 }
 
 /// Multifd channels of some releases; the first byte chooses page size and release, as the body reads it.

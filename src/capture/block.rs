@@ -28,6 +28,25 @@ pub(super) const ENHANCED_PACKET: u32 = 6;
 /// Written in the byte order of the section, and so tells it.
 pub(super) const BYTE_ORDER_MAGIC: u32 = 0x1a2b_3c4d;
 
+/// A block of ours that is no packet. The type is one of those that are kept for local use: Wireshark's tools show a custom block
+/// (0xBAD) as a packet, but pass over this.
+pub(super) const LOCAL: u32 = 0x8000_4d57;
+
+/// Begins every block and option of ours; a byte that says which it is follows.
+pub(super) const MAGIC: &[u8] = b"migwire\0";
+
+/// Kind of option: what is known about the recording.
+pub(super) const ABOUT: u8 = 1;
+
+/// Enterprise number of custom options: the one for documentation, because we have none. The magic tells them apart.
+pub(super) const PEN: u32 = 32473;
+
+/// Custom binary option that programs copy.
+pub(super) const OPT_CUSTOM: u16 = 2989;
+
+/// Longest text about a recording.
+pub(super) const MAX_ABOUT: usize = 32 << 10;
+
 pub(super) const OPT_END: u16 = 0;
 pub(super) const OPT_COMMENT: u16 = 1;
 pub(super) const SHB_USERAPPL: u16 = 4;
@@ -94,8 +113,8 @@ pub(super) fn nanoseconds(ticks: u64, resolution: u8, offset: i64) -> Timestamp 
     Timestamp(u64::try_from(shifted.max(0)).unwrap_or(u64::MAX))
 }
 
-/// A section header: who wrote the file, and a sentence on why, if there is one.
-pub(super) fn section_header(userappl: &str, comment: Option<&str>) -> Vec<u8> {
+/// A section header: who wrote the file, a sentence on why, and what is known about it, if there is any.
+pub(super) fn section_header(userappl: &str, comment: Option<&str>, about: Option<&str>) -> Vec<u8> {
     let mut body = Vec::new();
     put_u32(&mut body, BYTE_ORDER_MAGIC);
     put_u16(&mut body, 1);
@@ -104,6 +123,9 @@ pub(super) fn section_header(userappl: &str, comment: Option<&str>) -> Vec<u8> {
     body.extend_from_slice(&(-1i64).to_le_bytes());
     if let Some(comment) = comment {
         put_option(&mut body, OPT_COMMENT, comment.as_bytes());
+    }
+    if let Some(about) = about {
+        put_option(&mut body, OPT_CUSTOM, &[&PEN.to_le_bytes(), MAGIC, &[ABOUT], about.as_bytes()].concat());
     }
     put_option(&mut body, SHB_USERAPPL, userappl.as_bytes());
     put_option(&mut body, OPT_END, &[]);
@@ -130,7 +152,7 @@ pub(super) fn packet_head(interface: u32, nanoseconds: u64, len: usize) -> [u8; 
     let mut head = [0; PACKET_HEAD];
     let words = [
         ENHANCED_PACKET,
-        packet_len(len),
+        packet_len(len) as u32,
         interface,
         (nanoseconds >> 32) as u32,
         nanoseconds as u32,
@@ -148,12 +170,41 @@ pub(super) fn packet_tail(flags: u32, len: usize) -> [u8; PACKET_TAIL] {
     LittleEndian::write_u16(&mut tail[2..], 4);
     LittleEndian::write_u32(&mut tail[4..], flags);
     // The end-of-options option is four zero bytes, which are there already.
-    LittleEndian::write_u32(&mut tail[12..], packet_len(len));
+    LittleEndian::write_u32(&mut tail[12..], packet_len(len) as u32);
     tail
 }
 
-fn packet_len(len: usize) -> u32 {
-    (PACKET_HEAD + len + padding(len) + PACKET_TAIL) as u32
+/// Length of an enhanced packet with so many bytes of data.
+pub(super) fn packet_len(len: usize) -> usize {
+    PACKET_HEAD + len + padding(len) + PACKET_TAIL
+}
+
+/// A block of ours: magic, kind, length of its content, content.
+pub(super) fn local(kind: u8, content: &[u8]) -> Vec<u8> {
+    let mut body = Vec::with_capacity(content.len() + 20);
+    body.extend_from_slice(MAGIC);
+    body.extend_from_slice(&[kind, 0, 0, 0]);
+    put_u32(&mut body, content.len() as u32);
+    body.extend_from_slice(content);
+    body.extend_from_slice(&[0; 3][..padding(content.len())]);
+    framed(LOCAL, &body)
+}
+
+/// Kind and content of a whole block of ours; `None` if it is none, or not whole.
+pub(super) fn read_local(block: &[u8]) -> Option<(u8, &[u8])> {
+    let order = Order::Little;
+    let len = block.len();
+    let is_ours = len >= 28
+        && order.u32(block) == LOCAL
+        && order.u32(&block[4..]) as usize == len
+        && order.u32(&block[len - 4..]) as usize == len
+        && block[8..].starts_with(MAGIC);
+    if !is_ours {
+        return None;
+    }
+    let count = order.u32(&block[20..]) as usize;
+    let content = block[24..len - 4].get(..count)?;
+    Some((block[16], content)).filter(|_| count + padding(count) == len - 28)
 }
 
 fn framed(block_type: u32, body: &[u8]) -> Vec<u8> {

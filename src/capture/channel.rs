@@ -3,11 +3,13 @@
 //! A recording interleaves its channels. Whoever parses one of them wants a plain `Read` with that channel's bytes,
 //! so the file is read again for every channel: memory stays at one block, and no index has to be believed.
 
-use std::io::{self, BufRead, Read};
+use std::io::{self, BufRead, Read, Seek};
 use std::ops::Range;
 
+use super::index;
 use super::reader::Found;
-use super::{Direction, Reader, Timestamp, channel_of};
+use super::seal::Seal;
+use super::{Direction, Interface, Reader, Timestamp, channel_of};
 use crate::limits::MAX_CAPTURE_PLACES;
 use crate::{ChannelId, Error, Result};
 
@@ -95,6 +97,8 @@ pub struct ChannelSummary {
     pub interface: usize,
     /// Name of the interface.
     pub name: String,
+    /// What else is said about it: its peers.
+    pub description: Option<String>,
     /// Which way.
     pub direction: Direction,
     /// How many bytes.
@@ -112,6 +116,24 @@ impl ChannelSummary {
     pub fn channel(&self) -> Option<ChannelId> {
         channel_of(&self.name, self.direction)
     }
+
+    /// A channel on which no byte passed, if it is one that somebody waits for all the same: a preempt channel.
+    pub(super) fn silent(interface: usize, described: &Interface) -> Option<Self> {
+        let Interface { name, description, .. } = described;
+        let direction = Direction::ToDestination;
+        let may_be_silent =
+            matches!(channel_of(name, direction), Some(ChannelId::Preempt | ChannelId::ResumedPreempt(_)));
+        may_be_silent.then(|| Self {
+            interface,
+            name: name.clone(),
+            description: description.clone(),
+            direction,
+            bytes: 0,
+            packets: 0,
+            first: Timestamp::default(),
+            last: Timestamp::default(),
+        })
+    }
 }
 
 /// What a recording holds, as far as it can be read.
@@ -123,6 +145,12 @@ pub struct Listing {
     pub places: Option<Vec<Vec<Place>>>,
     /// What stopped the reading before the end of the file.
     pub error: Option<Error>,
+    /// What the recorder knew about the migration, a JSON object; nobody has looked at it.
+    pub about: Option<String>,
+    /// What it says at its end that it holds.
+    pub seal: Option<Seal>,
+    /// Why it had to be read from end to end, if it should not have been necessary.
+    pub note: Option<String>,
 }
 
 /// Bytes of one channel in a row.
@@ -136,6 +164,30 @@ pub struct Place {
 
 /// One half of a connection, and where its bytes are.
 type Half = (ChannelSummary, Vec<Place>);
+
+/// Lists the channels of a recording, by its index if it has one that fits; otherwise reads it whole.
+///
+/// # Errors
+/// As for [`channels`].
+pub fn listing<S: Read + Seek>(mut source: S) -> Result<Listing> {
+    // What cannot be read here cannot be read below either, and that says where.
+    let sealed = Seal::find(&mut source).ok().flatten();
+    let mut note = None;
+    if let Some((seal, at)) = &sealed {
+        let found = (seal.at == *at).then(|| index::read(&mut source, seal.index, *at).ok().flatten());
+        match found.flatten() {
+            Some(index::Found { channels, places, about }) => {
+                let seal = sealed.map(|(seal, _)| seal);
+                return Ok(Listing { channels, places, error: None, about, seal, note: None });
+            }
+            None => note = Some("its index does not fit any more, so it was read from end to end".to_owned()),
+        }
+    }
+    source.rewind().map_err(|e| {
+        Error::io("reading a recording", "the file cannot be read", e).on(ChannelId::Container)
+    })?;
+    Ok(Listing { seal: sealed.map(|(seal, _)| seal), note, ..channels(source)? })
+}
 
 /// Reads a whole recording and lists its channels.
 ///
@@ -156,6 +208,7 @@ pub fn channels(source: impl Read) -> Result<Listing> {
                     let summary = ChannelSummary {
                         interface: packet.interface,
                         name: reader.interfaces()[packet.interface].name.clone(),
+                        description: reader.interfaces()[packet.interface].description.clone(),
                         direction: packet.direction,
                         bytes: 0,
                         packets: 0,
@@ -178,25 +231,14 @@ pub fn channels(source: impl Read) -> Result<Listing> {
             Err(e) => break Some(e),
         }
     };
-    // A preempt channel may be silent, and yet somebody waits for it.
     found.resize(reader.interfaces().len().max(found.len()), [None, None]);
     for (number, (halves, interface)) in found.iter_mut().zip(reader.interfaces()).enumerate() {
-        let channel = channel_of(&interface.name, Direction::ToDestination);
-        let may_be_silent = matches!(channel, Some(ChannelId::Preempt | ChannelId::ResumedPreempt(_)));
-        if may_be_silent && halves.iter().all(Option::is_none) {
-            let summary = ChannelSummary {
-                interface: number,
-                name: interface.name.clone(),
-                direction: Direction::ToDestination,
-                bytes: 0,
-                packets: 0,
-                first: Timestamp::default(),
-                last: Timestamp::default(),
-            };
-            halves[Direction::ToDestination as usize] = Some((summary, Vec::new()));
+        if halves.iter().all(Option::is_none) {
+            halves[0] = ChannelSummary::silent(number, interface).map(|summary| (summary, Vec::new()));
         }
     }
     let (channels, places) = found.into_iter().flatten().flatten().unzip();
     let places = Some(places).filter(|_| error.is_none() && count <= MAX_CAPTURE_PLACES);
-    Ok(Listing { channels, places, error })
+    let about = reader.about().map(str::to_owned);
+    Ok(Listing { channels, places, error, about, seal: None, note: None })
 }

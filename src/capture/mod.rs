@@ -1,13 +1,15 @@
 //! A recording of all channels of one migration, in one pcapng file that Wireshark, capinfos and editcap open.
 //!
 //! ```text
-//!  section header      userappl "migwire 0.1.0"
-//!  interface 0         if_name "main", link type 147 (USER0), nanoseconds
+//!  section header      userappl "migwire 0.1.0"; custom option: what is known about the migration (JSON)
+//!  interface 0         if_name "main", link type 147 (USER0), nanoseconds, peers as description
 //!  packet              interface 0, outbound: bytes from source to destination
 //!  interface 1         if_name "multifd-0"
 //!  packet              interface 1, outbound
 //!  packet              interface 0, inbound: the return path
 //!  ...
+//!  index               where all of that is, in a few bytes a run of packets; also in between, in a long recording
+//!  seal                bytes, packets and digest of every direction of every interface, where the index is
 //! ```
 //!
 //! One interface is one connection of the migration, written when its first byte is recorded, because only the first
@@ -17,25 +19,35 @@
 //!
 //! Why pcapng: it keeps several channels, directions and nanosecond times in one append-only file, a file that was
 //! cut off by a crash is readable up to the cut, and people can look at it without our tool.
-//! [`Recorder`] writes, [`Reader`] reads, [`FileKind`] tells what a file is before anybody trusts its name.
+//!
+//! Index and seal are blocks of a type that is kept for local use: Wireshark's tools pass over them. They would show a custom block
+//! (0xBAD) as one more packet, and those of 4.0 refuse to copy a file that has one in front of its first interface. A custom option of
+//! the section header they keep. A file that they have written anew has neither index nor seal and is read from end to end, as is one
+//! that nobody has finished: both are conveniences, and never believed over the blocks.
+//!
+//! [`Recorder`] writes, [`Reader`] reads, [`listing`] opens by the index, [`FileKind`] tells what a file is before anybody trusts its
+//! name.
 
 mod block;
 mod channel;
 mod frames;
+mod index;
 mod kind;
 mod reader;
 mod recorder;
+mod seal;
 mod sink;
 mod stage;
 
 use std::fmt;
 
 pub use block::{LINKTYPE, MAX_PACKET};
-pub use channel::{ChannelBytes, ChannelSummary, Listing, Place, channels};
+pub use channel::{ChannelBytes, ChannelSummary, Listing, Place, channels, listing};
 pub use frames::{Damage, Frame, FrameWriter, Frames, LinkType};
 pub use kind::FileKind;
 pub use reader::{Interface, Packet, Reader, Timestamp};
 pub use recorder::{ChannelTap, Recorder, RecorderOptions, Summary};
+pub use seal::{Seal, SealedHalf};
 
 use crate::ChannelId;
 

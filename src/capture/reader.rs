@@ -83,6 +83,7 @@ pub struct Reader<R> {
     section: usize,
     block: Vec<u8>,
     ended: bool,
+    about: Option<String>,
 }
 
 impl<R: Read> Reader<R> {
@@ -103,6 +104,7 @@ impl<R: Read> Reader<R> {
             section: 0,
             block: Vec::new(),
             ended: false,
+            about: None,
         };
         reader.step()?;
         Ok(reader)
@@ -111,6 +113,11 @@ impl<R: Read> Reader<R> {
     /// The connections described so far; a packet's interface is always among them.
     pub fn interfaces(&self) -> &[Interface] {
         &self.interfaces
+    }
+
+    /// What the recorder knew about the migration (JSON), if it was one of ours.
+    pub fn about(&self) -> Option<&str> {
+        self.about.as_deref()
     }
 
     /// The next packet, `None` at the end of the file. After an error there is nothing more to read.
@@ -225,6 +232,18 @@ impl<R: Read> Reader<R> {
             return Err(self.error(ErrorKind::Unsupported, 12, message));
         }
         self.section = self.interfaces.len();
+        if self.about.is_none() {
+            let mut about = None;
+            self.options(16, |order, code, value| {
+                let is_ours = code == block::OPT_CUSTOM && value.len() >= 4 && order.u32(value) == block::PEN;
+                let rest =
+                    value.get(4..).filter(|_| is_ours).and_then(|rest| rest.strip_prefix(block::MAGIC));
+                if let Some(&[block::ABOUT, ref content @ ..]) = rest {
+                    about = Some(text(content));
+                }
+            })?;
+            self.about = about;
+        }
         Ok(())
     }
 
@@ -337,7 +356,7 @@ impl<R: Read> Reader<R> {
 
 impl Interface {
     /// A timestamp of this interface as nanoseconds.
-    fn time(&self, ticks: u64) -> Timestamp {
+    pub(super) fn time(&self, ticks: u64) -> Timestamp {
         block::nanoseconds(ticks, self.resolution, self.offset)
     }
 }

@@ -1,25 +1,26 @@
 //! Writes a recording while a migration runs: many channels, many threads, one file.
 //!
 //! ```text
-//!  ChannelTap::record --+
-//!  ChannelTap::record --+--> lock --> writev(head, data, tail, ..) --> file
-//!  ChannelTap::record --+
+//!  ChannelTap::record      --+
+//!  ChannelTap::record      --+--> lock --> Sink: blocks, index, digests --> file
+//!  ChannelTap::record_from --+
 //! ```
 //!
-//! A record goes to the operating system before `record` returns, straight from the caller's buffer. There is no
-//! queue and no copy, so memory is bounded by nothing but the number of channels, times in the file are in order,
-//! and a process that dies leaves a file with everything in it that was recorded.
+//! The beginning of a recording, and all of one that is no regular file, is in the hands of the operating system before `record`
+//! returns. From 1 MiB on, blocks are put together in memory and written by a thread (`capture/stage.rs`): memory stays at some chunks of
+//! 4 MiB, times in the file are in order, and a process that is killed leaves a file that is a beginning of the recording, with
+//! everything in it but what came in the last moment.
 //!
 //! A recording must not break the migration it watches: after the first failure (a full disk) bytes are counted as
 //! lost, forwarding goes on, and [`Recorder::finish`] reports that failure. [`RecorderOptions::strict`] turns this
 //! round and makes every `record` fail.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
-use super::block;
+use super::block::MAX_ABOUT;
 use super::sink::Sink;
 use super::{Direction, Timestamp};
 use crate::{Error, ErrorKind, Result};
@@ -33,6 +34,9 @@ pub struct RecorderOptions {
     pub strict: bool,
     /// A sentence for the section header, shown by capinfos: what was recorded, between whom.
     pub comment: Option<String>,
+    /// What is known about the migration beside its bytes, as one JSON object: role, addresses, capabilities; at most 32 KiB. It stays
+    /// with the file, [`Reader::about`](super::Reader::about) gives it back.
+    pub about: Option<String>,
 }
 
 /// What a finished recording holds.
@@ -61,7 +65,14 @@ struct Shared {
 
 impl Recorder {
     /// Starts a recording in a new file, replacing an old one of that name.
+    ///
+    /// # Errors
+    /// `Io` if that is not possible, `Misuse` if there is more to say about it than a file can take.
     pub fn create(path: &Path, options: RecorderOptions) -> Result<Self> {
+        if let Some(len) = options.about.as_ref().map(String::len).filter(|len| *len > MAX_ABOUT) {
+            let message = format!("{len} bytes about the recording, where at most {MAX_ABOUT} are written");
+            return Err(Error::nowhere(ErrorKind::Misuse, DOING, message));
+        }
         let open = File::create(path).and_then(|file| Ok((file.try_clone()?, file)));
         let (file, sink) =
             open.map_err(|e| Error::io(DOING, format!("cannot create {}", path.display()), e))?;
@@ -88,7 +99,7 @@ impl Recorder {
             };
             let mut sink = Sink::new(sink, file, Arc::new(settle));
             let userappl = concat!("migwire ", env!("CARGO_PKG_VERSION"));
-            sink.append(&block::section_header(userappl, options.comment.as_deref()));
+            sink.begin(userappl, options.comment.as_deref(), options.about.as_deref());
             Shared { strict: options.strict, sink: Mutex::new(sink) }
         });
         Self { shared }
@@ -110,9 +121,9 @@ impl Recorder {
     pub fn finish(&self) -> Result<Summary> {
         let mut sink = self.shared.lock();
         sink.close();
-        let (lost, written) = (sink.lost, sink.summary.bytes);
+        let (lost, written) = (sink.lost(), sink.summary().bytes);
         match sink.take_failure() {
-            None => Ok(sink.summary),
+            None => Ok(sink.summary()),
             Some(source) => {
                 let message =
                     format!("the recording is incomplete: {written} bytes were written, {lost} were lost");
@@ -211,12 +222,11 @@ impl ChannelTap {
         interface.index = index;
         drop(interface);
         let time = time.unwrap_or_else(Timestamp::now);
-        let recorded = index.is_some_and(|index| match data {
-            Data::Held(data) => sink.append_packets(index, direction, time, data),
-            Data::Ahead(source, len) => sink.append_read(index, direction, time, source, len),
-        });
-        if !recorded {
-            sink.lost += len as u64;
+        sink.offer(len);
+        match (index, data) {
+            (Some(index), Data::Held(data)) => sink.append_packets(index, direction, time, data),
+            (Some(index), Data::Ahead(source, len)) => sink.append_read(index, direction, time, source, len),
+            (None, data) => data.forget(),
         }
         match sink.failure() {
             Some(error) if self.shared.strict => Err(error),
@@ -259,6 +269,13 @@ impl Data<'_> {
             Self::Ahead(_, len) => *len,
         }
     }
+
+    /// Takes them away, because what follows in the same source is somebody else's.
+    fn forget(self) {
+        if let Self::Ahead(source, len) = self {
+            let _ = io::copy(&mut source.take(len as u64), &mut io::sink());
+        }
+    }
 }
 
 impl Shared {
@@ -278,8 +295,6 @@ fn is_regular(file: &File) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::io;
-
     use super::super::sink::cut;
     use super::*;
 
@@ -324,7 +339,7 @@ mod tests {
     #[test]
     fn a_strict_recorder_fails_at_once() {
         let sink = Small { taken: Arc::default(), room: 300, piece: 1000 };
-        let recorder = Recorder::new(sink, RecorderOptions { strict: true, comment: None });
+        let recorder = Recorder::new(sink, RecorderOptions { strict: true, ..RecorderOptions::default() });
         let channel = recorder.channel("main");
         let failed = (0..10).any(|_| channel.record(Direction::ToDestination, &[1; 50]).is_err());
         assert!(failed);

@@ -9,7 +9,9 @@ use std::fs::File;
 use std::io::{self, IoSlice, Read, Write};
 
 use super::block::{self, MAX_PACKET, PACKET_HEAD, PACKET_TAIL};
+use super::index;
 use super::recorder::{DOING, Summary};
+use super::seal::Ledger;
 use super::stage::{Broken, Stage};
 use super::{Direction, Timestamp};
 use crate::Error;
@@ -28,9 +30,12 @@ pub(super) struct Sink {
     stage: Option<Stage>,
     settle: Settle,
     failure: Option<Failure>,
-    pub(super) summary: Summary,
-    pub(super) lost: u64,
+    summary: Summary,
+    /// Bytes that were to be recorded.
+    offered: u64,
     last_time: u64,
+    index: index::Writer,
+    ledger: Ledger,
 }
 
 /// Calls [`Sink::settle`], from whatever thread.
@@ -53,9 +58,26 @@ impl Sink {
             settle,
             failure: None,
             summary: Summary::default(),
-            lost: 0,
+            offered: 0,
             last_time: 0,
+            index: index::Writer::default(),
+            ledger: Ledger::default(),
         }
+    }
+
+    /// What was written.
+    pub(super) fn summary(&self) -> Summary {
+        self.summary
+    }
+
+    /// How many bytes should have been written besides.
+    pub(super) fn lost(&self) -> u64 {
+        self.offered - self.summary.bytes
+    }
+
+    /// So many bytes are to be recorded.
+    pub(super) fn offer(&mut self, len: usize) {
+        self.offered += len as u64;
     }
 
     pub(super) fn is_open(&self) -> bool {
@@ -72,8 +94,12 @@ impl Sink {
         self.failure.as_mut().map(|f| f.error.take().unwrap_or_else(|| f.copy()))
     }
 
-    /// Flushes, and takes nothing any more.
+    /// Seals the recording, flushes, and takes nothing any more.
     pub(super) fn close(&mut self) {
+        if self.is_open() && self.failure.is_none() {
+            let (block, at) = self.index.block();
+            let _ = self.append(&block) && self.append(&self.ledger.block(self.summary.file_bytes, at));
+        }
         if let Some(stage) = self.stage.take()
             && let Err(broken) = stage.finish()
         {
@@ -95,6 +121,14 @@ impl Sink {
         }
     }
 
+    /// Begins the file.
+    pub(super) fn begin(&mut self, userappl: &str, comment: Option<&str>, about: Option<&str>) {
+        let block = block::section_header(userappl, comment, about);
+        if self.append(&block) {
+            self.index.note_other(block.len());
+        }
+    }
+
     /// Describes one more interface; its number.
     pub(super) fn add_interface(&mut self, name: &str, description: Option<&str>) -> Option<u32> {
         let index = self.summary.channels;
@@ -104,16 +138,19 @@ impl Sink {
             )));
             return None;
         }
-        let block = block::interface_description(cut(name, MAX_CAPTURE_NAME), description);
+        let name = cut(name, MAX_CAPTURE_NAME);
+        let block = block::interface_description(name, description);
         if !self.append(&block) {
             return None;
         }
+        self.index.note_interface(block.len());
+        self.ledger.note_interface(name);
         self.summary.channels += 1;
         Some(index)
     }
 
     /// Writes one block.
-    pub(super) fn append(&mut self, block: &[u8]) -> bool {
+    fn append(&mut self, block: &[u8]) -> bool {
         self.append_slices(&mut [IoSlice::new(block)])
     }
 
@@ -124,7 +161,11 @@ impl Sink {
         direction: Direction,
         time: Timestamp,
         data: &[u8],
-    ) -> bool {
+    ) {
+        let _ = self.append_batches(interface, direction, time, data);
+    }
+
+    fn append_batches(&mut self, interface: u32, direction: Direction, time: Timestamp, data: &[u8]) -> bool {
         let time = self.time(time);
         let flags = direction.flags();
         for batch in data.chunks(PACKETS_A_CALL * MAX_PACKET) {
@@ -147,8 +188,24 @@ impl Sink {
             }
             self.summary.packets += packets as u64;
             self.summary.bytes += batch.len() as u64;
+            for packet in batch.chunks(MAX_PACKET) {
+                self.index.note_packet(interface, direction, packet.len());
+                self.ledger.note_packet(interface, direction, packet);
+            }
+            if !self.keep_index() {
+                return false;
+            }
         }
         true
+    }
+
+    /// Writes what the index has gathered, if it is enough for a block.
+    fn keep_index(&mut self) -> bool {
+        if !self.index.is_full() {
+            return true;
+        }
+        let (block, _) = self.index.block();
+        self.append(&block)
     }
 
     /// Writes the next `len` bytes of `source`, which has them, as packets; they are taken from it in any case.
@@ -159,7 +216,7 @@ impl Sink {
         time: Timestamp,
         source: &mut dyn Read,
         len: usize,
-    ) -> bool {
+    ) {
         let mut source = source.take(len as u64);
         let mut is_good = self.failure.is_none();
         while is_good && source.limit() > 0 {
@@ -170,7 +227,6 @@ impl Sink {
             // What follows in it is somebody else's; these have nobody who is interested in them.
             let _ = io::copy(&mut source, &mut io::sink());
         }
-        is_good
     }
 
     fn append_read_packet(
@@ -184,7 +240,7 @@ impl Sink {
         if self.stage.is_none() {
             let mut data = vec![0; len];
             return match source.read_exact(&mut data) {
-                Ok(()) => self.append_packets(interface, direction, time, &data),
+                Ok(()) => self.append_batches(interface, direction, time, &data),
                 Err(e) => {
                     self.fail(e);
                     false
@@ -196,10 +252,12 @@ impl Sink {
         let head = block::packet_head(interface, time, len);
         let tail = block::packet_tail(direction.flags(), len);
         let padding = &[0; 3][..block::padding(len)];
-        let mark = self.summary;
+        let (mark, ledger) = (self.summary, &mut self.ledger);
         let staged = stage
             .append(&head, &mark)
-            .and_then(|()| stage.read(source, len, &mark, |_| {}))
+            .and_then(|()| {
+                stage.read(source, len, &mark, |data| ledger.note_bytes(interface, direction, data))
+            })
             .and_then(|()| stage.append(padding, &mark))
             .and_then(|()| stage.append(&tail, &mark));
         if let Err(broken) = staged {
@@ -209,7 +267,9 @@ impl Sink {
         self.summary.file_bytes += (head.len() + len + padding.len() + tail.len()) as u64;
         self.summary.packets += 1;
         self.summary.bytes += len as u64;
-        true
+        self.index.note_packet(interface, direction, len);
+        self.ledger.note_end(interface, direction);
+        self.keep_index()
     }
 
     /// Writes whole blocks, or nothing.
@@ -252,7 +312,6 @@ impl Sink {
     /// The stage has failed: what the file holds of the recording is what was whole in front of that.
     fn break_off(&mut self, (error, mark): Broken) {
         self.stage = None;
-        self.lost += self.summary.bytes.saturating_sub(mark.bytes);
         self.summary = mark;
         self.cut_off();
         self.fail(error);

@@ -85,7 +85,7 @@ impl Convert {
         let outcome = match self.output.extension().is_some_and(|extension| extension == "pcapng") {
             true => {
                 let comment = Some(format!("converted from {}", self.capture.display()));
-                let strict = RecorderOptions { strict: true, comment };
+                let strict = RecorderOptions { strict: true, comment, ..RecorderOptions::default() };
                 let recorder = Recorder::create(&self.output, strict)?;
                 let mut recording = Recording { recorder: recorder.clone(), taps: HashMap::new() };
                 let outcome = convert(&mut contents.parts, &options, &mut recording);

@@ -180,6 +180,7 @@ impl Files {
                 Target::Recording(_) => self.record(&path)?,
                 Target::Directory(_) => {
                     fs::create_dir_all(&path).map_err(|e| failed(&path, e))?;
+                    check_empty(&path)?;
                     Place::Directory { path, files: HashMap::new(), behind: self.behind.clone() }
                 }
             };
@@ -191,7 +192,9 @@ impl Files {
     fn record(&self, path: &Path) -> Result<Place, Error> {
         self.check_spared(path)?;
         let file = File::create(path).map_err(|e| failed(path, e))?;
-        let options = RecorderOptions { strict: true, comment: Some(self.comment.clone()) };
+        let comment = Some(self.comment.clone());
+        let mut options = RecorderOptions { comment, ..RecorderOptions::default() };
+        options.strict = true;
         let recorder = Recorder::new(self.behind.file(file), options);
         Ok(Place::Recording { recorder, taps: HashMap::new() })
     }
@@ -247,6 +250,19 @@ impl Place {
             },
         }
     }
+}
+
+/// Channels of another migration would become part of this one.
+fn check_empty(directory: &Path) -> Result<(), Error> {
+    for entry in fs::read_dir(directory).map_err(|e| failed(directory, e))? {
+        let name = entry.map_err(|e| failed(directory, e))?.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with("conn") && name.ends_with(".bin") {
+            let message = format!("{} has channels already: {name}", directory.display());
+            return Err(Error::nowhere(ErrorKind::Misuse, DOING, message));
+        }
+    }
+    Ok(())
 }
 
 /// Both directions of a connection share an interface; what follows a hole in one of them has nothing to do with the other one.

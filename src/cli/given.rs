@@ -82,8 +82,14 @@ impl Given {
         let is_empty = |path: &Path| std::fs::metadata(path).is_ok_and(|m| m.is_file() && m.len() == 0);
         if self.files.len() > 1 && name != "-" && is_empty(path) {
             let notes = vec![format!("empty, and left out: {name}")];
-            let empty =
-                Contents { name: name.clone(), kind: FileKind::Empty, parts: Vec::new(), fault: None, notes };
+            let empty = Contents {
+                name: name.clone(),
+                kind: FileKind::Empty,
+                parts: Vec::new(),
+                fault: None,
+                notes,
+                about: None,
+            };
             return Ok(Opened { name, outcome: Ok(empty) });
         }
         let outcome = match name.as_str() {

@@ -7,6 +7,7 @@ use std::io::{self, Write as _};
 use std::path::PathBuf;
 
 use clap::Args;
+use migwire::container::Part;
 use migwire::guest::Memory;
 use migwire::report::inspect::{Summary, Writer};
 use migwire::report::migration::inspect_all;
@@ -14,7 +15,7 @@ use migwire::{Error, ErrorKind};
 use serde_json::{Value, json};
 
 use super::given::{Given, complain, note};
-use super::{Verdict, output};
+use super::{Verdict, about, output};
 
 /// Say what is in it: machine, who may have written it, memory, sections, commands
 #[derive(Debug, Args)]
@@ -51,6 +52,8 @@ impl Inspect {
             };
             if !self.given.json {
                 writeln!(io::stdout(), "{}: {}", opened.name, contents.kind)?;
+                let about = contents.about.as_deref().map(about::lines);
+                io::stdout().write_all(about.unwrap_or_default().as_bytes())?;
             }
             note(&contents.notes);
             if contents.parts.len() > 1 && reading.page_size.is_none() {
@@ -65,10 +68,17 @@ impl Inspect {
             let mut channels = Vec::new();
             for summary in &summaries {
                 good &= summary.error.is_none();
+                let is_it =
+                    |part: &&Part| part.channel.to_string() == summary.channel && part.label == summary.label;
+                let peers = contents.parts.iter().find(is_it).and_then(|part| part.peers.as_deref());
                 if self.given.json {
-                    channels.push(as_json(summary)?);
+                    let mut channel = as_json(summary)?;
+                    if let Some(peers) = peers {
+                        channel["peers"] = json!(peers);
+                    }
+                    channels.push(channel);
                 } else {
-                    io::stdout().write_all(page(summary).as_bytes())?;
+                    io::stdout().write_all(page(summary, peers).as_bytes())?;
                     for complaint in &summary.complaints {
                         complain("forgiven", complaint);
                     }
@@ -90,6 +100,9 @@ impl Inspect {
             }
             let error = contents.fault.as_ref().map(output::error_json);
             let mut file = json!({ "file": opened.name, "kind": contents.kind.to_string(), "channels": channels, "error": error });
+            if let Some(about) = &contents.about {
+                file["about"] = about::value(about);
+            }
             if let Some(together) = &together {
                 file["together"] = serde_json::to_value(together)?;
                 file["together"]["errors"] = together.faults.iter().map(output::error_json).collect();
@@ -120,11 +133,14 @@ fn as_json(summary: &Summary) -> anyhow::Result<Value> {
 }
 
 /// A summary for people.
-fn page(summary: &Summary) -> String {
+fn page(summary: &Summary, peers: Option<&str>) -> String {
     let mut text = String::new();
     let label =
         summary.label.as_ref().map_or_else(String::new, |label| format!(" ({})", label.escape_debug()));
     let _ = writeln!(text, "\n{}{label}: {} bytes", summary.channel, summary.bytes);
+    if let Some(peers) = peers {
+        line(&mut text, "  peers", &peers.escape_debug().to_string());
+    }
     if !summary.sections.is_empty() || summary.machine.is_some() {
         facts(&mut text, summary);
     }

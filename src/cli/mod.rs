@@ -3,6 +3,7 @@
 //! Exit codes: 0 ok, 1 a negative finding (a peer failed, bytes differ, an error in a stream), 2 usage, 3 environment.
 //! A reader that closes our standard output early is no error.
 
+mod about;
 mod behind;
 mod bench;
 mod channels;
@@ -18,6 +19,7 @@ mod record;
 mod recv;
 mod replay;
 mod send;
+mod trouble;
 mod verify;
 
 use std::io::{self, Write as _};

@@ -13,7 +13,9 @@ use migwire::{Error, ErrorKind};
 use serde_json::json;
 
 use super::Verdict;
+use super::about::About;
 use super::output;
+use super::trouble::{self, TroubleOptions};
 
 /// Record a migration that passes through
 ///
@@ -52,6 +54,12 @@ pub(crate) struct Record {
     #[arg(long, value_name = "ADDRESS")]
     recover_target: Option<Address>,
 
+    #[command(flatten)]
+    trouble: TroubleOptions,
+
+    #[command(flatten)]
+    about: About,
+
     /// Answer in JSON
     #[arg(long)]
     json: bool,
@@ -66,8 +74,11 @@ impl Record {
         let listener =
             Listener::bind(&self.listen).with_context(|| format!("cannot listen on {}", self.listen))?;
         let comment = Some(format!("{} to {}", self.listen, self.target));
+        let listening = if listener.is_socket() { listener.local_address() } else { &self.listen };
+        let addresses = json!({ "listen": listening.to_string(), "target": self.target.to_string() });
+        let about = Some(self.about.text("proxy", &json!({ "addresses": addresses })));
         let recorder =
-            Recorder::create(&self.output, RecorderOptions { comment, ..RecorderOptions::default() })?;
+            Recorder::create(&self.output, RecorderOptions { comment, about, ..RecorderOptions::default() })?;
         if listener.is_socket() {
             eprintln!("listening on {}", listener.local_address());
         }
@@ -77,6 +88,7 @@ impl Record {
             .with_limits(limits)
             .with_recorder(recorder.clone())
             .with_cuts(self.cut.iter().copied())
+            .with_trouble(self.trouble.script())
             .with_recovery(self.recover.unwrap_or(usual), self.recover_target.clone())
             .with_notices(|notice| eprintln!("{notice}"));
         let is_watched = io::stderr().is_terminal();
@@ -88,6 +100,7 @@ impl Record {
         if is_watched {
             let _ = write!(io::stderr(), "\r\x1b[K");
         }
+        trouble::tell(&passage.trouble);
         self.report(&passage)?;
         recorder.finish()?;
         Ok(if passage.error.is_none() { Verdict::Good } else { Verdict::Bad })
@@ -105,6 +118,7 @@ impl Record {
                 "verdict": verdict,
                 "connections": connections,
                 "pauses": passage.pauses,
+                "trouble": trouble::as_json(&passage.trouble),
                 "bytes": passage.bytes(),
                 "seconds": passage.elapsed.as_secs_f64(),
                 "recording": self.output.display().to_string(),

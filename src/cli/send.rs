@@ -10,7 +10,7 @@ use migwire::device_state::Arrangement;
 use migwire::dialect::{Dialect, Difference};
 use migwire::endpoint::{
     Blank, ChannelDeparture, Cut, Departure, Devices, Limits, Misconduct, Multifd, Postcopy, RunState,
-    Source, Template, Turn,
+    Source, Template, Troubled, Turn,
 };
 use migwire::guest::{Memory, Pattern, file_name};
 use migwire::multifd::ZeroPages;
@@ -20,7 +20,9 @@ use migwire::{ChannelId, Error, ErrorKind};
 use serde_json::{Value, json};
 
 use super::Verdict;
+use super::about::About;
 use super::output::{self, ProgressLine};
+use super::trouble::{self, TroubleOptions};
 
 /// Migrate a guest that does not run, as a source
 ///
@@ -103,6 +105,9 @@ pub(crate) struct Send {
     #[command(flatten)]
     postcopy: PostcopyOptions,
 
+    #[command(flatten)]
+    trouble: TroubleOptions,
+
     /// Record both directions (pcapng)
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -114,6 +119,9 @@ pub(crate) struct Send {
     /// Longest time for everything
     #[arg(long, value_name = "SECONDS", value_parser = output::parse_seconds)]
     deadline: Option<Duration>,
+
+    #[command(flatten)]
+    about: About,
 
     /// Answer in JSON
     #[arg(long)]
@@ -209,16 +217,26 @@ impl Send {
         // Whatever can be wrong on our side is found before anybody is connected to.
         let source = self.source()?;
         let recorder = match &self.output {
-            Some(path) => Some(Recorder::create(path, RecorderOptions::default())?),
+            Some(path) => {
+                let facts = json!({
+                    "addresses": { "target": self.address.to_string() },
+                    "dialect": self.dialect.to_string(),
+                });
+                let about = Some(self.about.text("source", &facts));
+                Some(Recorder::create(path, RecorderOptions { about, ..RecorderOptions::default() })?)
+            }
             None => None,
         };
         let patience = self.deadline.map_or(self.timeout, |deadline| deadline.min(self.timeout));
-        let connection = transport::connect(&self.address, patience)?;
+        let limits = Limits { silence: self.timeout, total: self.deadline };
+        let troubled = self.trouble.in_front_of_source(&self.address, limits)?;
+        let address = troubled.as_ref().map_or(&self.address, Troubled::address).clone();
+        let connection = transport::connect(&address, patience)?;
         let connect = |channel| {
             // One try to recover may not take longer than all of them.
             let is_recovery = matches!(channel, ChannelId::Resumed(_) | ChannelId::ResumedPreempt(_));
             let patience = if is_recovery { patience.min(self.postcopy.recover) } else { patience };
-            transport::connect(&self.address, patience)
+            transport::connect(&address, patience)
         };
         let source = match &recorder {
             Some(recorder) => source.with_recorder(recorder.clone()),
@@ -227,6 +245,7 @@ impl Send {
         let mut line = ProgressLine::new();
         let departure = source.send_over(connection, connect, |progress| line.show(progress));
         line.end();
+        trouble::tell(&troubled.map(Troubled::finish).unwrap_or_default());
         self.report(&departure)?;
         if let Some(recorder) = recorder {
             recorder.finish()?;

@@ -51,6 +51,9 @@ struct Channel {
     events: u64,
     sections: u64,
     pages: u64,
+    /// Not what was recorded, by the seal of the recording.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    altered: bool,
     #[serde(flatten)]
     packets: Option<PacketCounts>,
     verdict: &'static str,
@@ -215,6 +218,7 @@ impl Channel {
             (Some(error), _) if is_unsupported(error) => "unsupported",
             (Some(_), _) => "failed",
             (None, Some(_)) => "different",
+            (None, None) if found.altered => "different",
             (None, None) => "identical",
         };
         Self {
@@ -225,6 +229,7 @@ impl Channel {
             events: found.events,
             sections: found.sections,
             pages: found.pages,
+            altered: found.altered,
             packets: found.packets,
             verdict,
             error: found.error.as_ref().map(output::error_json),
@@ -247,8 +252,10 @@ impl Channel {
             (Some(error), _) if error.channel() == ChannelId::Container && self.bytes == 0 => {
                 return format!("{line}: failed: {}", output::whole_text(error));
             }
+            (Some(error), _) if found.altered => format!("failed: {}; {ALTERED}", output::whole_text(error)),
             (Some(error), _) => format!("failed: {}", output::whole_text(error)),
             (None, Some(at)) => format!("different: the byte at {at:#x} is not given back as it came"),
+            (None, None) if found.altered => ALTERED.to_owned(),
             (None, None) => "byte-identical".to_owned(),
         };
         let counts = match &self.packets {
@@ -259,6 +266,9 @@ impl Channel {
         format!("{line}: {} bytes, {counts}: {outcome}", self.bytes)
     }
 }
+
+/// What the seal of a recording has shown.
+const ALTERED: &str = "different: by the seal of the recording, these are not the bytes that were recorded";
 
 fn packet_words(packets: &PacketCounts) -> String {
     let mut words = format!(

@@ -62,7 +62,7 @@ pub(super) fn open(path: &Path, lenient: bool) -> Result<Contents> {
     } else {
         vec![format!("empty, and left out: {}", empty.join(", "))]
     };
-    Ok(Contents { name, kind: FileKind::Directory, parts, fault: None, notes })
+    Ok(Contents { name, kind: FileKind::Directory, parts, fault: None, notes, about: None })
 }
 
 /// Number and direction in the name of a file.

@@ -58,7 +58,16 @@ mod tests {
 
     fn channel(name: &str, direction: Direction, bytes: u64) -> ChannelSummary {
         let (first, last) = (Timestamp(0), Timestamp(0));
-        ChannelSummary { interface: 0, name: name.into(), direction, bytes, packets: 1, first, last }
+        ChannelSummary {
+            interface: 0,
+            name: name.into(),
+            description: None,
+            direction,
+            bytes,
+            packets: 1,
+            first,
+            last,
+        }
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod mapped;
 mod pages;
 mod places;
 pub mod qcow2;
+mod sealed;
 mod together;
 mod trailer;
 
@@ -35,6 +36,7 @@ pub use trailer::Trailer;
 use crate::capture::{self, ChannelBytes, Direction, FileKind, Reader};
 use crate::channel::{Input, Seeking, Streaming};
 use crate::error::{ChannelId, Error, ErrorKind, Result};
+use sealed::Sealed;
 
 const DOING: &str = "opening";
 
@@ -53,6 +55,8 @@ pub struct Contents {
     pub fault: Option<Error>,
     /// What was left out, and is no fault.
     pub notes: Vec<String>,
+    /// What its recorder knew about the migration, a JSON object.
+    pub about: Option<String>,
 }
 
 /// One channel.
@@ -61,14 +65,26 @@ pub struct Part {
     pub label: Option<String>,
     /// Which channel it is.
     pub channel: ChannelId,
+    /// Between whom it was, if a recording says so.
+    pub peers: Option<String>,
     place: Place,
 }
 
 enum Place {
     File(PathBuf),
     Once(Option<Once>),
-    Recorded { path: PathBuf, interface: usize, direction: Direction, places: Option<Arc<[capture::Place]>> },
-    Snapshot { path: PathBuf, index: usize, id: String },
+    Recorded {
+        path: PathBuf,
+        interface: usize,
+        direction: Direction,
+        places: Option<Arc<[capture::Place]>>,
+        sealed: Option<Sealed>,
+    },
+    Snapshot {
+        path: PathBuf,
+        index: usize,
+        id: String,
+    },
 }
 
 /// How a channel will be read.
@@ -98,12 +114,17 @@ pub fn open(path: &Path, lenient: bool) -> Result<Contents> {
     let first = first_bytes(&mut file).map_err(failed)?;
     file.seek(SeekFrom::Start(0)).map_err(failed)?;
     let kind = FileKind::of(&first);
-    let (parts, fault) = match kind {
-        FileKind::Pcapng => recorded(path, file)?,
-        FileKind::Qcow2 => (snapshots(path, file)?, None),
-        _ => (vec![Part::plain(channel_of(kind, &first, &name, lenient)?, Place::File(path.into()))], None),
-    };
-    Ok(Contents { name, kind, parts, fault, notes: Vec::new() })
+    let mut contents =
+        Contents { name, kind, parts: Vec::new(), fault: None, notes: Vec::new(), about: None };
+    match kind {
+        FileKind::Pcapng => recorded(path, file, &mut contents)?,
+        FileKind::Qcow2 => contents.parts = snapshots(path, file)?,
+        _ => {
+            let channel = channel_of(kind, &first, &contents.name, lenient)?;
+            contents.parts.push(Part::plain(channel, Place::File(path.into())));
+        }
+    }
+    Ok(contents)
 }
 
 /// Takes what can be read once only.
@@ -121,12 +142,12 @@ pub fn open_once(mut input: Once, name: String, lenient: bool) -> Result<Content
     let channel = channel_of(kind, &first, &name, lenient)?;
     let input: Once = Box::new(io::Cursor::new(first).chain(input));
     let parts = vec![Part::plain(channel, Place::Once(Some(input)))];
-    Ok(Contents { name, kind, parts, fault: None, notes: Vec::new() })
+    Ok(Contents { name, kind, parts, fault: None, notes: Vec::new(), about: None })
 }
 
 impl Part {
     fn plain(channel: ChannelId, place: Place) -> Self {
-        Self { label: None, channel, place }
+        Self { label: None, channel, peers: None, place }
     }
 
     /// Opens the channel at its beginning. A part of a pipe can be opened once.
@@ -140,14 +161,20 @@ impl Part {
                 None => Err(Error::nowhere(ErrorKind::Misuse, DOING, "a pipe can be read once only")),
             },
             Place::File(path) => file_input(path, access).map_err(|e| failed(path, e)),
-            Place::Recorded { path, places: Some(places), .. } => {
+            Place::Recorded { path, places: Some(places), sealed, .. } => {
                 let file = File::open(&*path).map_err(|e| failed(path, e))?;
-                Places::new(file, Arc::clone(places)).map(ChannelInput::Recorded).map_err(|e| failed(path, e))
+                let places = Places::new(file, Arc::clone(places)).map_err(|e| failed(path, e))?;
+                let sealed = sealed.as_ref().filter(|_| access == Access::Whole);
+                Ok(ChannelInput::Recorded(places.watched_by(sealed.map(Sealed::watch))))
             }
-            Place::Recorded { path, interface, direction, .. } => {
+            Place::Recorded { path, interface, direction, sealed, .. } => {
                 let reader = Reader::new(File::open(&*path).map_err(|e| failed(path, e))?)?;
                 let bytes = ChannelBytes::new(reader, *interface, *direction);
-                Ok(ChannelInput::Streaming(Streaming(Box::new(bytes))))
+                let bytes: Once = match sealed.as_ref().filter(|_| access == Access::Whole) {
+                    Some(sealed) => Box::new(sealed.watch().over(bytes)),
+                    None => Box::new(bytes),
+                };
+                Ok(ChannelInput::Streaming(Streaming(bytes)))
             }
             Place::Snapshot { path, index, .. } => {
                 let state = open_snapshot(path, *index)?;
@@ -219,6 +246,22 @@ impl Part {
             }
             _ => Ok(None),
         }
+    }
+
+    /// Whether its bytes are those that were recorded, by the seal of the recording; `None` if there is none. They are read for that
+    /// unless somebody has read all of them.
+    ///
+    /// # Errors
+    /// As [`input`](Self::input).
+    pub fn is_as_sealed(&mut self) -> Result<Option<bool>> {
+        let Place::Recorded { path, sealed: Some(sealed), .. } = &self.place else { return Ok(None) };
+        let (sealed, path) = (sealed.clone(), path.clone());
+        if sealed.verdict().is_none() {
+            let mut input = self.input(Access::Whole)?;
+            let mut buffer = vec![0; 256 << 10];
+            while input.read(&mut buffer).map_err(|e| failed(&path, e))? > 0 {}
+        }
+        Ok(sealed.verdict())
     }
 
     /// Whether it can be opened more than once.
@@ -321,6 +364,7 @@ fn snapshots(path: &Path, file: File) -> Result<Vec<Part>> {
         .map(|(index, snapshot)| Part {
             label: Some(snapshot.name.clone()),
             channel: ChannelId::Main,
+            peers: None,
             place: Place::Snapshot { path: path.into(), index, id: snapshot.id.clone() },
         })
         .collect();
@@ -335,10 +379,11 @@ fn snapshots(path: &Path, file: File) -> Result<Vec<Part>> {
 }
 
 /// The channels of a recording, by the names that they were recorded under; by their first bytes where those say nothing.
-fn recorded(path: &Path, file: File) -> Result<(Vec<Part>, Option<Error>)> {
-    let listing = capture::channels(file)?;
+fn recorded(path: &Path, file: File, contents: &mut Contents) -> Result<()> {
+    let listing = capture::listing(file)?;
+    contents.notes.extend(listing.note.as_ref().map(|note| format!("{}: {note}", contents.name)));
+    contents.fault = listing.error.clone().or_else(|| missing(&listing));
     let mut places = listing.places.unwrap_or_default().into_iter();
-    let mut parts = Vec::new();
     let mut connections = 0;
     let holes = holes::find(&listing.channels);
     for summary in listing.channels {
@@ -347,11 +392,15 @@ fn recorded(path: &Path, file: File) -> Result<(Vec<Part>, Option<Error>)> {
         if capture::hole_of(&summary.name).is_some() {
             continue;
         }
+        let seal = listing.seal.as_ref();
+        let sealed =
+            seal.map(|seal| Sealed::new(seal.half(summary.interface, summary.direction), &summary.name));
         let place = Place::Recorded {
             path: path.into(),
             interface: summary.interface,
             direction: summary.direction,
             places: places_here.map(Arc::from),
+            sealed,
         };
         let channel = match summary.channel() {
             Some(channel) if !matches!(channel, ChannelId::Connection(_)) => channel,
@@ -369,13 +418,30 @@ fn recorded(path: &Path, file: File) -> Result<(Vec<Part>, Option<Error>)> {
             }
         };
         let label = summary.channel().is_none().then(|| format!("{} {}", summary.name, summary.direction));
-        parts.push(Part { label, channel, place });
+        contents.parts.push(Part { label, channel, peers: summary.description, place });
     }
-    if parts.is_empty() && listing.error.is_none() {
+    if contents.parts.is_empty() && listing.error.is_none() {
         let message = "the recording has no channel with a byte in it";
         return Err(Error::nowhere(ErrorKind::Malformed, DOING, message).on(ChannelId::Container));
     }
-    Ok((parts, listing.error.or(holes)))
+    contents.fault = contents.fault.take().or(holes);
+    contents.about = listing.about;
+    Ok(())
+}
+
+/// A half of a connection that the seal tells of, and of which no byte is left.
+fn missing(listing: &capture::Listing) -> Option<Error> {
+    let mut sealed = listing.seal.iter().flat_map(|seal| &seal.halves);
+    let lost = sealed.find(|half| {
+        let is_it =
+            |c: &&capture::ChannelSummary| (c.interface, c.direction) == (half.interface, half.direction);
+        !listing.channels.iter().any(|channel| is_it(&channel))
+    })?;
+    let message = format!(
+        "by its seal, the recording had {} bytes of {} ({}), which are gone",
+        lost.bytes, lost.name, lost.direction
+    );
+    Some(Error::nowhere(ErrorKind::Malformed, DOING, message).on(ChannelId::Container))
 }
 
 /// Which channel a file of that kind is by itself.

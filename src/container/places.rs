@@ -5,11 +5,11 @@ use std::io;
 use std::sync::Arc;
 
 use super::Mapped;
+use super::sealed::Watch;
 use crate::capture::Place;
 use crate::channel::Input;
 
 /// An input over runs of a regular file, in order.
-#[derive(Debug)]
 pub struct Places {
     file: Mapped,
     /// Where the file stands.
@@ -18,6 +18,7 @@ pub struct Places {
     /// Which run is being read, and how much of it was.
     next: usize,
     done: u64,
+    watch: Option<Watch>,
 }
 
 impl Places {
@@ -26,7 +27,12 @@ impl Places {
     /// # Errors
     /// If it is no regular file.
     pub fn new(file: File, places: Arc<[Place]>) -> io::Result<Self> {
-        Ok(Self { file: Mapped::new(file)?, at: 0, places, next: 0, done: 0 })
+        Ok(Self { file: Mapped::new(file)?, at: 0, places, next: 0, done: 0, watch: None })
+    }
+
+    /// The same, showing what is read to `watch`.
+    pub(super) fn watched_by(self, watch: Option<Watch>) -> Self {
+        Self { watch, ..self }
     }
 
     /// Goes to the bytes that come next; how many there are in a row.
@@ -67,10 +73,16 @@ impl Input for Places {
             self.advance(count as u64);
             filled += count;
         }
+        if let Some(watch) = self.watch.as_mut().filter(|_| !buffer.is_empty()) {
+            watch.note(&buffer[..filled]);
+        }
         Ok(filled)
     }
 
     fn skip(&mut self, count: u64) -> io::Result<u64> {
+        if let Some(watch) = self.watch.as_mut().filter(|_| count > 0) {
+            watch.note_skipped();
+        }
         let mut skipped = 0;
         while skipped < count {
             let left = self.run()?.min(count - skipped);

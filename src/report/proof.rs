@@ -28,13 +28,17 @@ pub fn prove_all(
         None => (BTreeMap::new(), None),
     };
     for part in parts {
-        let found = match found.remove(&part.channel) {
+        let mut found = match found.remove(&part.channel) {
             Some(mut found) => {
                 forgive(&mut found, part.channel, reading);
                 found
             }
             None => prove(part, reading),
         };
+        match part.is_as_sealed() {
+            Ok(as_sealed) => found.altered = as_sealed == Some(false),
+            Err(error) => found.error = found.error.or(Some(error)),
+        }
         tell(part, found);
     }
     whole

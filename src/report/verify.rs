@@ -23,6 +23,8 @@ pub struct Verification {
     pub packets: Option<PacketCounts>,
     /// Offset of the first byte that was not given back as it came.
     pub difference: Option<u64>,
+    /// The bytes are not those that were recorded, by the seal of the recording.
+    pub altered: bool,
     /// Why parsing stopped before the end.
     pub error: Option<Error>,
     /// What a strict reading would have refused.
@@ -34,7 +36,7 @@ pub struct Verification {
 impl Verification {
     /// Whether the whole channel was parsed and given back byte for byte.
     pub fn is_identical(&self) -> bool {
-        self.difference.is_none() && self.error.is_none()
+        self.difference.is_none() && self.error.is_none() && !self.altered
     }
 
     /// Emits an event again and compares it with the bytes it came from.

@@ -500,7 +500,8 @@ fn a_tap_records_both_directions() {
 
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("x.pcapng");
-    let recorder = Recorder::create(&path, RecorderOptions { strict: true, comment: None }).unwrap();
+    let recorder =
+        Recorder::create(&path, RecorderOptions { strict: true, ..RecorderOptions::default() }).unwrap();
     let (one, mut other) = memory::pair();
     let (there, back) = (pattern(1_000_000, 6), pattern(700_000, 7));
     let mut tapped = Tap::new(one, recorder.channel("main"), Direction::ToSource);

@@ -23,8 +23,9 @@ use crate::{ChannelId, Error, ErrorKind, Result};
 
 const DOING: &str = "reading a capture";
 
-/// Bytes that are read at once.
+/// Bytes that are read at once, and at first: most files of a fuzzer are small.
 const WINDOW: usize = 1 << 20;
+const FIRST_WINDOW: usize = 64 << 10;
 
 /// How the frames of a capture begin, as a number of the registry of pcap link types.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -90,7 +91,7 @@ impl<R: Read> Frames<R> {
     /// # Errors
     /// If it is neither pcap nor pcapng, with a sentence that says what it is; or if its head is not whole.
     pub fn new(source: R) -> Result<Self> {
-        let mut window = Window { source, bytes: vec![0; WINDOW], rest: 0..0, offset: 0 };
+        let mut window = Window { source, bytes: vec![0; FIRST_WINDOW], rest: 0..0, offset: 0 };
         window.fill(FileKind::ENOUGH)?;
         let format = match FileKind::of(window.rest()) {
             FileKind::Pcapng => Format::Pcapng(pcapng::File::default()),
@@ -169,9 +170,10 @@ impl<R: Read> Window<R> {
                 if self.rest.start > 0 {
                     self.bytes.copy_within(self.rest.clone(), 0);
                     self.rest = 0..self.rest.len();
-                } else {
-                    // It is full of bytes that have really come.
-                    self.bytes.resize(2 * self.bytes.len(), 0);
+                }
+                // It has been full of bytes that have really come.
+                if self.bytes.len() < WINDOW || self.rest.len() == self.bytes.len() {
+                    self.bytes.resize(WINDOW.max(2 * self.bytes.len()), 0);
                 }
             }
             match self.source.read(&mut self.bytes[self.rest.end..]) {

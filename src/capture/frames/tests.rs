@@ -209,7 +209,7 @@ fn packets_larger_than_the_window() {
     let claim = [&file[..24], &u32s(false, &[0, 0, MAX_CAPTURE_BLOCK, 0])].concat();
     let mut frames = Frames::new(&claim[..]).unwrap();
     assert!(frames.next_frame().is_err());
-    assert_eq!(frames.window.bytes.len(), WINDOW);
+    assert!(frames.window.bytes.len() <= WINDOW);
 }
 
 #[test]

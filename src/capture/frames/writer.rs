@@ -17,7 +17,11 @@ impl<W: Write> FrameWriter<W> {
     /// # Errors
     /// Those of `sink`.
     pub fn new(mut sink: W, link: LinkType, comment: Option<&str>) -> io::Result<Self> {
-        sink.write_all(&block::section_header(concat!("migwire ", env!("CARGO_PKG_VERSION")), comment))?;
+        sink.write_all(&block::section_header(
+            concat!("migwire ", env!("CARGO_PKG_VERSION")),
+            comment,
+            None,
+        ))?;
         let mut interface = Vec::new();
         for word in [block::INTERFACE_DESCRIPTION, 32, u32::from(link.0), 0] {
             interface.extend_from_slice(&word.to_le_bytes());

@@ -24,6 +24,8 @@ pub(super) struct Ends {
     pub(super) channel: Mutex<ChannelId>,
     /// What happens to it from now on is of our own making.
     pub(super) is_cut: AtomicBool,
+    /// One of its directions has ended.
+    pub(super) is_half_over: AtomicBool,
     /// Bytes by direction: to the target, to the source.
     pub(super) passed: [AtomicU64; 2],
 }
@@ -70,11 +72,20 @@ impl Pump {
         self.shared.pumps.fetch_sub(1, Ordering::AcqRel);
     }
 
+    pub(super) fn channel(&self) -> ChannelId {
+        self.ends.channel()
+    }
+
     fn forward(&self) -> Result<()> {
         let (from, to) = match self.direction {
             Direction::ToDestination => (&self.ends.source, &self.ends.target),
             Direction::ToSource => (&self.ends.target, &self.ends.source),
         };
+        if let Some(troubles) = &self.shared.troubles {
+            let ended = self.relay_troubled(from, to, troubles);
+            self.ends.is_half_over.store(true, Ordering::Release);
+            return ended.and_then(|()| to.shutdown_write());
+        }
         let mut first = (self.direction == Direction::ToDestination).then(FirstBytes::default);
         let ended = self.relay(from, to, &mut first);
         match first {
@@ -148,7 +159,7 @@ impl Pump {
 
     /// The connection has ended without a byte. Beside a main channel that is a preempt channel on which no page was asked for, if there
     /// is no other; a destination that waits for it must be given one again.
-    fn note_silent(&self) {
+    pub(super) fn note_silent(&self) {
         if !self.shared.has_main.load(Ordering::Acquire) {
             return;
         }
@@ -188,9 +199,19 @@ impl Pump {
     /// are recorded.
     fn name(&self, first: &mut FirstBytes, bytes: &[u8]) -> bool {
         let held = first.bytes.len();
-        first.bytes.extend_from_slice(&bytes[..bytes.len().min(Beginning::ENOUGH - held)]);
+        if self.identify(first, bytes).is_none() {
+            return false;
+        }
+        self.record(&first.bytes[..held]);
+        true
+    }
+
+    /// Gives the connection its name, if `bytes` and what came before tell it.
+    pub(super) fn identify(&self, first: &mut FirstBytes, bytes: &[u8]) -> Option<ChannelId> {
+        let room = Beginning::ENOUGH - first.bytes.len();
+        first.bytes.extend_from_slice(&bytes[..bytes.len().min(room)]);
         let has_main = self.shared.has_main.load(Ordering::Acquire);
-        let Some(channel) = first.channel(self.number, has_main) else { return false };
+        let channel = first.channel(self.number, has_main)?;
         let breaks = &self.shared.breaks;
         let channel = match channel {
             ChannelId::Connection(_) if has_main && breaks.is_paused() => breaks.resume(),
@@ -205,8 +226,7 @@ impl Pump {
             // If the target has spoken first, the connection keeps its number in the recording.
             let _ = tap.set_name(interface_name(channel));
         }
-        self.record(&first.bytes[..held]);
-        true
+        Some(channel)
     }
 
     /// A recording that fails says so when it is finished; the migration goes on.
@@ -236,11 +256,16 @@ impl Pump {
 
 /// The first bytes from a source, until they tell what the connection is.
 #[derive(Debug, Default)]
-struct FirstBytes {
+pub(super) struct FirstBytes {
     bytes: Vec<u8>,
 }
 
 impl FirstBytes {
+    /// Whether nothing has come.
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
     /// What the connection is; `None` as long as more bytes may tell.
     fn channel(&self, number: usize, has_main: bool) -> Option<ChannelId> {
         Some(match Beginning::of(&self.bytes)? {
