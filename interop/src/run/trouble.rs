@@ -24,6 +24,9 @@ const PATIENCE: Duration = Duration::from_secs(8);
 /// From the end of a migration that failed to the next sign of its guest.
 const RESUMED: Duration = Duration::from_secs(5);
 
+/// From the end of a migration to the death of a process that dies of it.
+const AFTERMATH: Duration = Duration::from_millis(400);
+
 /// Between two questions.
 const TURN: Duration = Duration::from_millis(20);
 
@@ -55,38 +58,37 @@ struct Seen {
 
 /// Asks both until both have ended, or until nothing has happened for a while.
 fn watch(bench: &Bench<'_>, source: &mut Vm, destination: &mut Vm) -> Run<[Seen; 2]> {
-    let is_over = |seen: &Seen| !matches!(seen.end, End::Waiting);
-    let (mut last, mut since): (Option<[Seen; 2]>, _) = (None, Instant::now());
-    let mut has_left = false;
+    let mut since = Instant::now();
+    let mut last = [look(source, true)?, look(destination, false)?];
+    let mut has_ended = false;
     loop {
-        // Who does not answer is killed, and its death says nothing more about it.
-        let gone = |which: usize| {
-            let seen = last.as_ref().map(|last| last[which].clone());
-            seen.filter(|seen| matches!(seen.end, End::Gone | End::Crashed | End::Silent))
-        };
-        let now = [
-            gone(0).map_or_else(|| look(source, true), Ok)?,
-            gone(1).map_or_else(|| look(destination, false), Ok)?,
-        ];
+        // One that does not answer is killed when that is noticed, so what the other one says from then on is not its own.
+        if last.iter().any(|seen| seen.end == End::Silent) {
+            return Ok(last);
+        }
+        let is_over = last.iter().all(|seen| seen.end != End::Waiting);
         // A bad end may be followed by another word of the same end, such as the death of its process.
-        let is_settled = now.iter().all(is_over);
-        if is_settled && (has_left || now.iter().all(|seen| seen.end == End::Completed)) {
-            return Ok(now);
+        if is_over && (has_ended || last.iter().all(|seen| seen.end == End::Completed)) {
+            return Ok(last);
         }
-        has_left = is_settled;
-        if now[0].words.contains("pre-switchover") {
-            source.command("migrate-continue", serde_json::json!({"state": "pre-switchover"}))?;
-        }
-        if last.as_ref() != Some(&now) {
-            (last, since) = (Some(now), Instant::now());
-        } else if since.elapsed() > PATIENCE || bench.place.deadline.remaining().is_zero() {
-            return Ok(now);
+        has_ended = is_over;
+        if since.elapsed() > PATIENCE || bench.place.deadline.remaining().is_zero() {
+            return Ok(last);
         }
         if crate::process::interrupted() {
             return Err(Failure::new(Class::Interrupted, "interrupted"));
         }
-        std::thread::sleep(if is_settled { PATIENCE / 16 } else { TURN });
+        std::thread::sleep(if is_over { AFTERMATH } else { TURN });
+        let now = [again(&last[0], source, true)?, again(&last[1], destination, false)?];
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
     }
+}
+
+/// Asks one end again, unless it is gone.
+fn again(last: &Seen, vm: &mut Vm, is_source: bool) -> Run<Seen> {
+    if matches!(last.end, End::Gone | End::Crashed) { Ok(last.clone()) } else { look(vm, is_source) }
 }
 
 /// Asks one end how it is. Every answer is a finding, and so is none.
