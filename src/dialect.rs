@@ -248,11 +248,6 @@ impl Dialect {
         Self { release: Some(release), machine: None }
     }
 
-    /// The release, if it is one.
-    pub const fn release_number(self) -> Option<Release> {
-        self.release
-    }
-
     /// The same release on an older machine type.
     #[must_use]
     pub const fn on_machine(self, machine: Release) -> Self {
@@ -262,6 +257,12 @@ impl Dialect {
     /// The newest known release on its newest machine type.
     pub fn newest() -> Self {
         Self { release: Release::KNOWN.last().copied(), machine: None }
+    }
+
+    /// Whether the release can have a machine of that name, as far as the release in the name says. `None`: there is none, on one side.
+    pub fn knows_machine(self, machine: &str) -> Option<bool> {
+        let version: Release = machine.rsplit_once('-')?.1.parse().ok()?;
+        self.release.map(|release| release >= version)
     }
 
     /// Whether `difference` holds.
@@ -338,6 +339,14 @@ mod tests {
         assert_eq!(has(SwitchoverAckCounted), [false, false, false, true]);
         assert_eq!(has(DescriptionSpaced), [true, false, false, false]);
         assert!(!dialect("11.1-on-5.2").has(SwitchoverStart));
+    }
+
+    #[test]
+    fn machines_of_later_releases_are_unknown() {
+        let knows = |machine| dialect("7.2").knows_machine(machine);
+        let found = ["pc-i440fx-7.2", "pc-q35-5.2", "pc-q35-11.1", "none", "microvm"].map(knows);
+        assert_eq!(found, [Some(true), Some(true), Some(false), None, None]);
+        assert_eq!(dialect("any").knows_machine("pc-q35-11.1"), None);
     }
 
     #[test]

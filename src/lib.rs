@@ -17,10 +17,12 @@
 //! | [`stream`] | the main channel: step parser, mirror emitter, grammar, extents of opaque payloads |
 //! | [`multifd`] | a multifd channel: step parser, mirror emitter, payload codecs, synchronisation of all channels |
 //! | [`postcopy`] | the return path |
+//! | [`trouble`] | faults on purpose: a script, and what it comes to on a channel |
 //! | [`device_state`] | VFIO device state: main-channel records, packets, reassembly, synthetic devices |
 //! | [`guest`] | guest memory without a guest: images, digests, patterns, the XBZRLE cache |
 //! | `vmstate` | the VM description (JSON) and what the sections really measure |
 //! | `capture` | a recording of all channels of a migration (pcapng) |
+//! | `tcp` | packets of a network: reassembly, which connections are migrations |
 //! | `container` | what streams come wrapped in: recordings, qcow2 images, dumps of channels |
 //! | `convert` | one migration made of another: channels, encodings, releases, RAM |
 //! | `transport` | bytes and the operating system |
@@ -32,7 +34,7 @@
 //! 1. What is parsed is emitted byte for byte: `emit(parse(b)) == b` for every accepted `b`.
 //! 2. No input makes it panic, and no peer chooses an allocation: lengths meet [`limits`] first.
 //! 3. Memory does not grow with the guest. Pages pass through by reference.
-//! 4. `wire`, `channel`, `stream`, `multifd`, `postcopy` and `device_state` know no socket, file, clock or thread. However a stream is cut, it gives the same
+//! 4. `wire`, `channel`, `stream`, `multifd`, `postcopy`, `device_state` and `tcp` know no socket, file, clock or thread. However a stream is cut, it gives the same
 //!    events, ranges and error texts.
 //! 5. The ranges of a channel's events tile it: every byte belongs to exactly one event.
 //! 6. Numbers on the wire are open: `SectionKind(0x42)` parses, prints and re-emits. Refusing is the grammar's decision.
@@ -77,8 +79,11 @@ pub mod multifd;
 pub mod postcopy;
 pub mod report;
 pub mod stream;
+#[cfg(feature = "tcp")]
+pub mod tcp;
 #[cfg(feature = "transport")]
 pub mod transport;
+pub mod trouble;
 #[cfg(feature = "json")]
 pub mod vmstate;
 pub mod wire;

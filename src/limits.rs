@@ -105,3 +105,21 @@ pub const MAX_QUEUED_PACKETS: usize = 1 << 18;
 
 /// Most devices of one guest whose state comes as such. QEMU limits them by PCI slots; some tens are a lot.
 pub const MAX_DEVICES: usize = 4096;
+
+/// TCP connections that are followed at a time in a capture of a network: some hundreds of bytes each. Those that have nothing of a
+/// migration make room when there are more.
+pub const MAX_TCP_CONNECTIONS: usize = 16_384;
+
+/// Bytes that may wait for one that is missing in front of them, in all connections of a capture, with what their segments cost
+/// beside them.
+pub const MAX_TCP_HELD: usize = 64 << 20;
+
+/// Migrations in one capture of a network. Each becomes a file.
+pub const MAX_IMPORT_MIGRATIONS: usize = 256;
+
+/// Connections of one migration in a capture of a network: 255 multifd channels, and as many for everything else.
+pub const MAX_IMPORT_CONNECTIONS: usize = 512;
+
+/// Holes in one migration behind which its bytes are kept; each begins an interface of its own, and of these a recording has
+/// [`MAX_CAPTURE_INTERFACES`].
+pub const MAX_IMPORT_FRAGMENTS: usize = 1024;

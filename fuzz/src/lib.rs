@@ -12,6 +12,7 @@ pub mod codec;
 pub mod conversation;
 pub mod cut_anywhere;
 pub mod device_state;
+pub mod import;
 pub mod interleave;
 pub mod lenient;
 pub mod multifd;

@@ -14,7 +14,7 @@ pub fn run(bytes: &[u8]) {
     if let Ok(by_reading) = &by_reading {
         check(by_reading, bytes);
         for channel in &by_reading.channels {
-            let Ok(reader) = Reader::new(bytes) else { panic!("a recording that is none") };
+            let reader = Reader::new(bytes).expect("it was one before");
             let mut data = Vec::new();
             let outcome =
                 ChannelBytes::new(reader, channel.interface, channel.direction).read_to_end(&mut data);

@@ -202,7 +202,7 @@ fn made() -> Vec<(&'static str, String, Vec<u8>)> {
     ];
     let recipes =
         recipes.into_iter().map(|(name, bytes)| ("interleave", format!("{name}.bin"), bytes.to_vec()));
-    streams.chain(others).chain(recipes).chain(packets()).chain(recordings()).collect()
+    streams.chain(others).chain(recipes).chain(packets()).chain(captures()).chain(recordings()).collect()
 }
 
 /// Recordings that were finished: of nothing, of two channels, and of many packets.
@@ -270,6 +270,66 @@ fn packets() -> Vec<(&'static str, String, Vec<u8>)> {
         bytes.extend_from_slice(b"state");
         seeds.push(("multifd", format!("{name}.bin"), bytes));
     }
+    seeds
+}
+
+/// A small migration as a capture of a network, in the three ways in which the body reads it.
+fn captures() -> Vec<(&'static str, String, Vec<u8>)> {
+    use migwire::capture::{Direction, FrameWriter, LinkType, Timestamp};
+    use migwire::tcp::{Conversation, Emit};
+    use migwire::wire::{MultifdHello, Wire as _};
+    let mut hello = Vec::new();
+    MultifdHello::new(1, [7; 16]).emit(&mut hello);
+    let said: [(&[u8], &[u8]); 3] = [
+        (b"QEVM\0\0\0\x03\x07\0\0\0\x04none\x00", b"\0\x01\0\x04\0\0\0\0"),
+        (&hello, b""),
+        (b"\0\0\0\0\0\0\x10\x08", b""),
+    ];
+    let mut seeds = Vec::new();
+    for (name, ipv6) in [("ipv4", false), ("ipv6", true)] {
+        let mut frames: Vec<Vec<u8>> = Vec::new();
+        let mut take = |head: &[u8], data: &[u8]| {
+            frames.push([head, data].concat());
+            Ok(())
+        };
+        let emit: Emit<'_> = &mut take;
+        let made = (50000u16..).zip(&said).map(|(port, said)| {
+            let ends: [std::net::SocketAddr; 2] = match ipv6 {
+                false => [([192, 0, 2, 1], port).into(), ([192, 0, 2, 2], 4444).into()],
+                true => [
+                    ([0xfe80, 0, 0, 0, 0, 0, 0, 1], port).into(),
+                    ([0xfe80, 0, 0, 0, 0, 0, 0, 2], 4444).into(),
+                ],
+            };
+            (Conversation::new(ends[0], ends[1], [u32::MAX - 5, 7]).with_segments(10), said)
+        });
+        let mut made: Vec<_> = made.collect();
+        for (conversation, (forth, back)) in &mut made {
+            conversation.open(emit).expect("it takes all");
+            conversation.say(Direction::ToDestination, forth, emit).expect("it takes all");
+            conversation.say(Direction::ToSource, back, emit).expect("it takes all");
+        }
+        for (conversation, _) in &mut made {
+            conversation.close(emit).expect("it takes all");
+        }
+        let mut file = FrameWriter::new(vec![0], LinkType(1), None).expect("memory takes all");
+        let mut packets = vec![1, 0, 1];
+        let mut classic = b"\0\xd4\xc3\xb2\xa1\x02\0\x04\0\0\0\0\0\0\0\0\0\0\0\x04\0\x01\0\0\0".to_vec();
+        for (number, frame) in frames.iter().enumerate() {
+            file.write(Timestamp(1000 * number as u64), &[], frame).expect("memory takes all");
+            packets.extend_from_slice(&(frame.len() as u16).to_be_bytes());
+            packets.extend_from_slice(frame);
+            for word in [number as u32, 0, frame.len() as u32, frame.len() as u32] {
+                classic.extend_from_slice(&word.to_le_bytes());
+            }
+            classic.extend_from_slice(frame);
+        }
+        seeds.push(("import", format!("{name}.pcapng"), file.finish().expect("memory takes all")));
+        seeds.push(("import", format!("{name}.packets"), packets));
+        seeds.push(("import", format!("{name}.pcap"), classic));
+    }
+    let segments: &[u8] = b"\x02\xff\xff\xff\xf0\0\x10\x10\x04\0\0\x10\x04\0\x20\x20\x03\0\x60\x08\x07\0\x68\0\0\0\x68\0\x01\0\0\0\x02\0\x08\x40\x05";
+    seeds.push(("import", "segments.bin".into(), segments.to_vec()));
     seeds
 }
 

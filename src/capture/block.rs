@@ -11,6 +11,8 @@
 
 use byteorder::{BigEndian, ByteOrder, LittleEndian};
 
+use super::Timestamp;
+
 /// Link type of our interfaces: `LINKTYPE_USER0`, reserved for private use, so nothing tries to dissect it as Ethernet.
 pub const LINKTYPE: u16 = 147;
 
@@ -92,6 +94,23 @@ impl Order {
 /// Bytes that bring `len` up to a multiple of four.
 pub(super) fn padding(len: usize) -> usize {
     len.wrapping_neg() & 3
+}
+
+/// A timestamp as nanoseconds, in the resolution of its interface (`if_tsresol`), so many seconds later (`if_tsoffset`); what does
+/// not fit is held at the end of the range.
+pub(super) fn nanoseconds(ticks: u64, resolution: u8, offset: i64) -> Timestamp {
+    let ticks = u128::from(ticks);
+    let exponent = u32::from(resolution & 0x7f);
+    let nanoseconds = if resolution & 0x80 != 0 {
+        (ticks * 1_000_000_000).checked_shr(exponent).unwrap_or(0)
+    } else if exponent <= 9 {
+        ticks * 10u128.pow(9 - exponent)
+    } else {
+        10u128.checked_pow(exponent - 9).map_or(0, |unit| ticks / unit)
+    };
+    let shifted = i128::try_from(nanoseconds).unwrap_or(i128::MAX);
+    let shifted = shifted.saturating_add(i128::from(offset) * 1_000_000_000);
+    Timestamp(u64::try_from(shifted.max(0)).unwrap_or(u64::MAX))
 }
 
 /// A section header: who wrote the file, a sentence on why, and what is known about it, if there is any.

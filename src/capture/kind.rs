@@ -120,11 +120,10 @@ impl FileKind {
                 "this is the answering half of a connection; give the main channel's file together with it"
             }
             Self::Pcapng => {
-                "a recording by migwire is read as it is; a network capture has to be taken apart first"
+                "a recording by migwire is read as it is; `migwire import` makes one of a network capture"
             }
             Self::Pcap { .. } => {
-                "a network capture; record with `migwire record` instead, or extract the TCP streams \
-                                  (Wireshark: Follow TCP Stream, Raw) and give those files"
+                "a network capture; `migwire import FILE -o OUT.pcapng` takes the migrations out of it"
             }
             Self::Qcow2 => {
                 "a disk image; its internal snapshots hold migration streams (`qemu-img snapshot -l` lists them)"

@@ -30,6 +30,7 @@
 
 mod block;
 mod channel;
+mod frames;
 mod index;
 mod kind;
 mod reader;
@@ -42,6 +43,7 @@ use std::fmt;
 
 pub use block::{LINKTYPE, MAX_PACKET};
 pub use channel::{ChannelBytes, ChannelSummary, Listing, Place, channels, listing};
+pub use frames::{Damage, Frame, FrameWriter, Frames, LinkType};
 pub use kind::FileKind;
 pub use reader::{Interface, Packet, Reader, Timestamp};
 pub use recorder::{ChannelTap, Recorder, RecorderOptions, Summary};
@@ -100,6 +102,14 @@ pub fn interface_name(channel: ChannelId) -> String {
         ChannelId::Connection(n) => format!("connection-{n}"),
         ChannelId::Container => "container".into(),
     }
+}
+
+/// An interface that holds what follows a hole in a channel, `main+0x1f40`: the name of the channel, and the offset where the
+/// hole ends.
+pub fn hole_of(name: &str) -> Option<(&str, u64)> {
+    let (name, offset) = name.rsplit_once("+0x")?;
+    let offset = Some(offset).filter(|offset| offset.bytes().all(|b| b.is_ascii_hexdigit()))?;
+    u64::from_str_radix(offset, 16).ok().map(|offset| (name, offset))
 }
 
 /// What channel an interface name stands for, the inverse of [`interface_name`]; `None` for a name that is not ours.

@@ -263,7 +263,7 @@ impl<R: Read> Reader<R> {
         })?;
         if linktype != LINKTYPE {
             let message = format!(
-                "interface {} carries {}: a capture of a network, not a recording of migration channels (link type {LINKTYPE})",
+                "interface {} carries {}: a capture of a network, not a recording of migration channels (link type {LINKTYPE}); `migwire import` takes the migrations out of it",
                 if interface.name.is_empty() { "without name" } else { &interface.name },
                 linktype_name(linktype)
             );
@@ -355,20 +355,9 @@ impl<R: Read> Reader<R> {
 }
 
 impl Interface {
-    /// A timestamp of this interface as nanoseconds; what does not fit is held at the end of the range.
+    /// A timestamp of this interface as nanoseconds.
     pub(super) fn time(&self, ticks: u64) -> Timestamp {
-        let ticks = u128::from(ticks);
-        let exponent = u32::from(self.resolution & 0x7f);
-        let nanoseconds = if self.resolution & 0x80 != 0 {
-            (ticks * 1_000_000_000).checked_shr(exponent).unwrap_or(0)
-        } else if exponent <= 9 {
-            ticks * 10u128.pow(9 - exponent)
-        } else {
-            10u128.checked_pow(exponent - 9).map_or(0, |unit| ticks / unit)
-        };
-        let shifted = i128::try_from(nanoseconds).unwrap_or(i128::MAX);
-        let shifted = shifted.saturating_add(i128::from(self.offset) * 1_000_000_000);
-        Timestamp(u64::try_from(shifted.max(0)).unwrap_or(u64::MAX))
+        block::nanoseconds(ticks, self.resolution, self.offset)
     }
 }
 

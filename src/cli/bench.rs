@@ -11,6 +11,7 @@
 //! devices  4 made-up devices over 4 channels --> Destination    against  4 writers --> 4 readers that discard, and against
 //!          4 writers that make their bytes --> 4 readers that look at them
 //! packets                                                   what a multifd packet costs, and the verbs over multifd channels
+//! import   a capture of a network in the page cache            against reading it, and against copying it
 //! codec                                                     payloads of multifd packets against zlib and zstd alone
 //! memory                                                    peak of a verb over a stream of many gigabytes
 //! ```
@@ -25,6 +26,7 @@ mod packets;
 mod postcopy;
 mod record;
 mod stream;
+mod traffic;
 mod wire;
 
 use std::path::PathBuf;
@@ -81,6 +83,7 @@ enum What {
     Verify,
     Inspect,
     Packets,
+    Import,
     Codec,
     Memory,
     All,
@@ -220,6 +223,21 @@ const MEASUREMENTS: &[Measurement] = &[
     Measurement { kind: What::Packets, name: "verify, multifd", measure: |c| packets::verb("verify", c) },
     Measurement { kind: What::Packets, name: "inspect, multifd", measure: |c| packets::verb("inspect", c) },
     Measurement {
+        kind: What::Import,
+        name: "import, 64 KiB segments",
+        measure: |c| traffic::import(65_495, traffic::Beside::Reader, c),
+    },
+    Measurement {
+        kind: What::Import,
+        name: "import, 64 KiB segments, beside a copy",
+        measure: |c| traffic::import(65_495, traffic::Beside::Copier, c),
+    },
+    Measurement {
+        kind: What::Import,
+        name: "import, 1448-byte segments",
+        measure: |c| traffic::import(1448, traffic::Beside::Reader, c),
+    },
+    Measurement {
         kind: What::Codec,
         name: "decode zlib, counted pages",
         measure: |c| codec::decode(Method::ZLIB, Pattern::Count, c),
@@ -279,6 +297,12 @@ const MEASUREMENTS: &[Measurement] = &[
         kind: What::Memory,
         name: "memory of inspect -",
         measure: |c| memory::reading(&["inspect", "-"], c),
+    },
+    Measurement { kind: What::Memory, name: "memory of import -", measure: |c| traffic::peak(false, c) },
+    Measurement {
+        kind: What::Memory,
+        name: "memory of import -, bytes missing",
+        measure: |c| traffic::peak(true, c),
     },
 ];
 

@@ -4,16 +4,22 @@
 //! A reader that closes our standard output early is no error.
 
 mod about;
+mod behind;
 mod bench;
+mod channels;
 mod convert;
 mod dump;
+mod export;
+mod files;
 mod given;
+mod import;
 mod inspect;
 mod output;
 mod record;
 mod recv;
 mod replay;
 mod send;
+mod trouble;
 mod verify;
 
 use std::io::{self, Write as _};
@@ -41,6 +47,8 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Bench(bench::Bench),
+    Export(export::Export),
+    Import(import::Import),
     Convert(convert::Convert),
     Record(record::Record),
     Recv(recv::Recv),
@@ -56,6 +64,8 @@ pub(crate) fn run() -> ExitCode {
     let arguments = Arguments::parse();
     let outcome: anyhow::Result<Verdict> = match arguments.verb {
         Verb::Bench(bench) => bench.run(),
+        Verb::Export(verb) => verb.run(),
+        Verb::Import(verb) => verb.run(),
         Verb::Convert(convert) => convert.run(),
         Verb::Record(record) => record.run(),
         Verb::Recv(recv) => recv.run(),

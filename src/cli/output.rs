@@ -1,6 +1,7 @@
 //! What all verbs print in the same way.
 
 use std::io::{self, IsTerminal as _, Write as _};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use migwire::endpoint::Progress;
@@ -42,6 +43,11 @@ pub(crate) fn print_digests(memory: &Memory) -> anyhow::Result<()> {
         print_line(&format!("{digest}  {:>12}  {}", block.length(), block.name()))?;
     }
     Ok(())
+}
+
+/// The names of files, for people.
+pub(crate) fn names(files: &[PathBuf]) -> String {
+    files.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ")
 }
 
 /// An error as data.

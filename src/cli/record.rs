@@ -15,6 +15,7 @@ use serde_json::json;
 use super::Verdict;
 use super::about::About;
 use super::output;
+use super::trouble::{self, TroubleOptions};
 
 /// Record a migration that passes through
 ///
@@ -54,6 +55,9 @@ pub(crate) struct Record {
     recover_target: Option<Address>,
 
     #[command(flatten)]
+    trouble: TroubleOptions,
+
+    #[command(flatten)]
     about: About,
 
     /// Answer in JSON
@@ -84,6 +88,7 @@ impl Record {
             .with_limits(limits)
             .with_recorder(recorder.clone())
             .with_cuts(self.cut.iter().copied())
+            .with_trouble(self.trouble.script())
             .with_recovery(self.recover.unwrap_or(usual), self.recover_target.clone())
             .with_notices(|notice| eprintln!("{notice}"));
         let is_watched = io::stderr().is_terminal();
@@ -95,6 +100,7 @@ impl Record {
         if is_watched {
             let _ = write!(io::stderr(), "\r\x1b[K");
         }
+        trouble::tell(&passage.trouble);
         self.report(&passage)?;
         recorder.finish()?;
         Ok(if passage.error.is_none() { Verdict::Good } else { Verdict::Bad })
@@ -112,6 +118,7 @@ impl Record {
                 "verdict": verdict,
                 "connections": connections,
                 "pauses": passage.pauses,
+                "trouble": trouble::as_json(&passage.trouble),
                 "bytes": passage.bytes(),
                 "seconds": passage.elapsed.as_secs_f64(),
                 "recording": self.output.display().to_string(),

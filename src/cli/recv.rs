@@ -9,7 +9,7 @@ use migwire::ChannelId;
 use migwire::capture::{Recorder, RecorderOptions, interface_name};
 use migwire::device_state::{Ability, Config, DeviceReport, Settings as DeviceSettings, SyntheticVerdict};
 use migwire::dialect::Dialect;
-use migwire::endpoint::{Acknowledge, Arrival, Cut, Destination, Expected, Limits};
+use migwire::endpoint::{Acknowledge, Arrival, Cut, Destination, Expected, Limits, Troubled};
 use migwire::guest::Memory;
 use migwire::postcopy::{RequestPattern, parse_list};
 use migwire::stream::Mode;
@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 use super::Verdict;
 use super::about::About;
 use super::output::{self, ProgressLine};
+use super::trouble::{self, TroubleOptions};
 
 /// Take a migration, as a destination that keeps nothing unless it is asked to
 ///
@@ -36,6 +37,9 @@ pub(crate) struct Recv {
     /// Print a digest a RAM block
     #[arg(long)]
     digest: bool,
+
+    #[command(flatten)]
+    trouble: TroubleOptions,
 
     /// Record both directions (pcapng)
     #[arg(short, long, value_name = "FILE")]
@@ -135,6 +139,8 @@ impl Recv {
         if listener.is_socket() {
             eprintln!("listening on {}", listener.local_address());
         }
+        let limits = Limits { silence: self.timeout, total: self.deadline };
+        let (troubled, listener) = self.trouble.in_front_of_destination(listener, limits)?;
         let mut memory = Memory::new();
         if let Some(directory) = &self.ram_out {
             memory = memory.with_images(directory)?;
@@ -172,6 +178,7 @@ impl Recv {
         let mut line = ProgressLine::new();
         let arrival = destination.listen(&listener, |progress| line.show(progress))?;
         line.end();
+        trouble::tell(&troubled.map(Troubled::finish).unwrap_or_default());
         // What was received is told first; that its recording failed is an error of its own.
         self.report(&arrival)?;
         if let Some(recorder) = recorder {

@@ -10,7 +10,7 @@ use migwire::device_state::Arrangement;
 use migwire::dialect::{Dialect, Difference};
 use migwire::endpoint::{
     Blank, ChannelDeparture, Cut, Departure, Devices, Limits, Misconduct, Multifd, Postcopy, RunState,
-    Source, Template, Turn,
+    Source, Template, Troubled, Turn,
 };
 use migwire::guest::{Memory, Pattern, file_name};
 use migwire::multifd::ZeroPages;
@@ -22,6 +22,7 @@ use serde_json::{Value, json};
 use super::Verdict;
 use super::about::About;
 use super::output::{self, ProgressLine};
+use super::trouble::{self, TroubleOptions};
 
 /// Migrate a guest that does not run, as a source
 ///
@@ -103,6 +104,9 @@ pub(crate) struct Send {
 
     #[command(flatten)]
     postcopy: PostcopyOptions,
+
+    #[command(flatten)]
+    trouble: TroubleOptions,
 
     /// Record both directions (pcapng)
     #[arg(short, long, value_name = "FILE")]
@@ -224,12 +228,15 @@ impl Send {
             None => None,
         };
         let patience = self.deadline.map_or(self.timeout, |deadline| deadline.min(self.timeout));
-        let connection = transport::connect(&self.address, patience)?;
+        let limits = Limits { silence: self.timeout, total: self.deadline };
+        let troubled = self.trouble.in_front_of_source(&self.address, limits)?;
+        let address = troubled.as_ref().map_or(&self.address, Troubled::address).clone();
+        let connection = transport::connect(&address, patience)?;
         let connect = |channel| {
             // One try to recover may not take longer than all of them.
             let is_recovery = matches!(channel, ChannelId::Resumed(_) | ChannelId::ResumedPreempt(_));
             let patience = if is_recovery { patience.min(self.postcopy.recover) } else { patience };
-            transport::connect(&self.address, patience)
+            transport::connect(&address, patience)
         };
         let source = match &recorder {
             Some(recorder) => source.with_recorder(recorder.clone()),
@@ -238,6 +245,7 @@ impl Send {
         let mut line = ProgressLine::new();
         let departure = source.send_over(connection, connect, |progress| line.show(progress));
         line.end();
+        trouble::tell(&troubled.map(Troubled::finish).unwrap_or_default());
         self.report(&departure)?;
         if let Some(recorder) = recorder {
             recorder.finish()?;

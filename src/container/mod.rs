@@ -12,6 +12,7 @@
 //! part that can be sought in also gives the VM description at its end, before anything else is read.
 
 mod directory;
+mod holes;
 mod mapped;
 mod pages;
 mod places;
@@ -384,7 +385,13 @@ fn recorded(path: &Path, file: File, contents: &mut Contents) -> Result<()> {
     contents.fault = listing.error.clone().or_else(|| missing(&listing));
     let mut places = listing.places.unwrap_or_default().into_iter();
     let mut connections = 0;
+    let holes = holes::find(&listing.channels);
     for summary in listing.channels {
+        let places_here = places.next();
+        // What follows a hole cannot be read by itself.
+        if capture::hole_of(&summary.name).is_some() {
+            continue;
+        }
         let seal = listing.seal.as_ref();
         let sealed =
             seal.map(|seal| Sealed::new(seal.half(summary.interface, summary.direction), &summary.name));
@@ -392,7 +399,7 @@ fn recorded(path: &Path, file: File, contents: &mut Contents) -> Result<()> {
             path: path.into(),
             interface: summary.interface,
             direction: summary.direction,
-            places: places.next().map(Arc::from),
+            places: places_here.map(Arc::from),
             sealed,
         };
         let channel = match summary.channel() {
@@ -417,6 +424,7 @@ fn recorded(path: &Path, file: File, contents: &mut Contents) -> Result<()> {
         let message = "the recording has no channel with a byte in it";
         return Err(Error::nowhere(ErrorKind::Malformed, DOING, message).on(ChannelId::Container));
     }
+    contents.fault = contents.fault.take().or(holes);
     contents.about = listing.about;
     Ok(())
 }

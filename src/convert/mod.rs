@@ -64,7 +64,7 @@ impl Changes {
 ///
 /// # Errors
 /// `Unsupported` for what cannot be converted, with the reason; faults of the channels; those of `outlet`.
-pub fn convert(parts: &mut Vec<Part>, options: &Options, outlet: &mut dyn Outlet) -> Result<Changes> {
+pub fn convert(parts: &mut [Part], options: &Options, outlet: &mut dyn Outlet) -> Result<Changes> {
     let plan = Plan::new(parts, options)?;
     let mut changes = Changes { losses: plan.losses.clone(), ..Changes::default() };
     if plan.is_identity {

@@ -1,6 +1,7 @@
 //! What is to be done: from what was asked for, and what there is.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fs::File;
 use std::io::ErrorKind as IoKind;
 use std::os::unix::fs::FileExt as _;
@@ -9,7 +10,7 @@ use std::path::{Path, PathBuf};
 use super::DOING;
 use crate::channel::{Feed, Input as _};
 use crate::container::{Access, Part};
-use crate::dialect::{Dialect, Difference, Release};
+use crate::dialect::{Dialect, Difference};
 use crate::error::{ChannelId, Error, ErrorKind, Result};
 use crate::guest::file_name;
 use crate::multifd::{SyncMode, ZeroPages};
@@ -182,9 +183,7 @@ fn found_method(parts: &mut [Part]) -> Result<Method> {
 /// What the release will not take, as far as the beginning of the main channel shows it.
 fn losses(parts: &mut [Part], dialect: Dialect) -> Result<Vec<String>> {
     use std::ops::ControlFlow;
-    let (Some(release), Some(main)) =
-        (dialect.release_number(), parts.iter_mut().find(|part| part.channel == ChannelId::Main))
-    else {
+    let Some(main) = parts.iter_mut().find(|part| part.channel == ChannelId::Main) else {
         return Ok(Vec::new());
     };
     let mut machine = None;
@@ -197,21 +196,10 @@ fn losses(parts: &mut [Part], dialect: Dialect) -> Result<Vec<String>> {
         let goes_on = matches!(located.event, Event::Header(_));
         Ok(if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) })
     });
-    let newer = machine.as_deref().and_then(version_of).filter(|version| *version > release);
-    Ok(newer
-        .map(|version| {
-            format!(
-                "machine {machine:?} is of {version}, which {release} does not know",
-                machine = machine.unwrap_or_default()
-            )
-        })
-        .into_iter()
-        .collect())
-}
-
-/// The release in the name of a versioned machine type.
-fn version_of(machine: &str) -> Option<Release> {
-    machine.rsplit_once('-').and_then(|(_, version)| version.parse().ok())
+    let machine = machine.unwrap_or_default();
+    let is_unknown = dialect.knows_machine(&machine) == Some(false);
+    let loss = || format!("machine {machine:?} is newer than {dialect}, which does not know it");
+    Ok(is_unknown.then(loss).into_iter().collect())
 }
 
 /// Images of RAM blocks.
@@ -238,28 +226,17 @@ impl Images {
         let Some(name) = blocks.get(block) else { return Ok(false) };
         let path = self.directory.join(file_name(name));
         let failed = |e| Error::io(DOING, path.display().to_string(), e);
-        if !self.open.contains_key(&block) {
-            let file = match File::open(&path) {
+        let file = match self.open.entry(block) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => entry.insert(match File::open(&path) {
                 Ok(file) => Some(file),
                 Err(e) if e.kind() == IoKind::NotFound => None,
                 Err(e) => return Err(failed(e)),
-            };
-            self.open.insert(block, file);
-        }
-        let Some(Some(file)) = self.open.get(&block) else { return Ok(false) };
+            }),
+        };
+        let Some(file) = file else { return Ok(false) };
         into.resize(page_size as usize, 0);
         file.read_exact_at(into, offset).map_err(failed)?;
         Ok(true)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn versions_of_machines() {
-        let found = ["pc-i440fx-7.2", "pc-q35-11.1", "none", "microvm", "pc"].map(version_of);
-        assert_eq!(found, [Some(Release::new(7, 2)), Some(Release::new(11, 1)), None, None, None]);
     }
 }

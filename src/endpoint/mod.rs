@@ -21,7 +21,7 @@ pub use destination::{
 pub use fault::{Cut, Cuts};
 pub use notice::Notice;
 pub use pace::Limits;
-pub use proxy::{Passage, Passed, Proxy};
+pub use proxy::{Passage, Passed, Proxy, Trouble, Troubled};
 pub use replay::{Answers, Deviation, Outcome, Performance, Played, Replay, Timing};
 pub use source::{
     Blank, ChannelDeparture, Departure, DeviceDeparture, Devices, Misconduct, Multifd, PageRequests,

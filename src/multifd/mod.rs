@@ -10,6 +10,7 @@
 //! is the business of [`Barrier`], in the [`SyncMode`] that a [`Dialect`](crate::dialect::Dialect) says or the stream shows.
 //! [`classify`] tells what a new connection is, as each release does.
 
+mod beginning;
 pub mod classify;
 pub mod codec;
 mod framer;
@@ -18,6 +19,7 @@ mod parser;
 mod sync;
 mod zero_pages;
 
+pub use beginning::Beginning;
 pub use framer::Framer;
 pub use packet::Packet;
 pub use parser::{Batch, PacketParser};

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{self, Read as _};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -25,11 +25,20 @@ const LOOK: u64 = 64 << 20;
 /// Peak of a verb that reads a stream from its standard input.
 pub(super) fn reading(arguments: &[&str], conditions: &Conditions) -> anyhow::Result<Found> {
     let ready = Ready::new(conditions.size)?;
+    piped(arguments, true, |pipe| ready.write(pipe))
+}
+
+/// Peak of a verb that is given whatever `write` writes. `succeeds`: it is to end well.
+pub(super) fn piped(
+    arguments: &[&str],
+    succeeds: bool,
+    write: impl FnOnce(&ChildStdin) -> io::Result<()>,
+) -> anyhow::Result<Found> {
     let child = start(arguments, Stdio::piped())?;
     let id = child.id();
-    watched(child, |stdin| {
+    watched(child, succeeds, |stdin| {
         let Some(pipe) = stdin else { return Ok(None) };
-        match ready.write(&pipe) {
+        match write(&pipe) {
             // The peak is read while the process still waits for the end of its input.
             Ok(()) => Ok(Some(peak(id)?)),
             Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(None),
@@ -57,7 +66,7 @@ pub(super) fn send(conditions: &Conditions) -> anyhow::Result<Found> {
     ];
     let child = start(&arguments, Stdio::null())?;
     let id = child.id();
-    watched(child, |_| {
+    watched(child, true, |_| {
         let Some(mut connection) = listener.accept(Some(SILENCE))? else { return Ok(None) };
         connection.set_read_timeout(Some(SILENCE))?;
         let mut buffer = vec![0; CHUNK];
@@ -85,7 +94,8 @@ fn start(arguments: &[&str], stdin: Stdio) -> anyhow::Result<Child> {
 /// Measures a process, which is killed when it takes too long.
 fn watched(
     mut child: Child,
-    measure: impl FnOnce(Option<std::process::ChildStdin>) -> anyhow::Result<Option<u64>>,
+    succeeds: bool,
+    measure: impl FnOnce(Option<ChildStdin>) -> anyhow::Result<Option<u64>>,
 ) -> anyhow::Result<Found> {
     let stdin = child.stdin.take();
     let (done, over) = mpsc::channel::<()>();
@@ -104,7 +114,7 @@ fn watched(
     drop(done);
     let status = watchdog.join().map_err(|_| anyhow::anyhow!("the watchdog has panicked"))??;
     match measured? {
-        Some(peak) if status.success() => Ok(Found::Peak(peak)),
+        Some(peak) if status.success() || !succeeds && status.code() == Some(1) => Ok(Found::Peak(peak)),
         _ => Ok(Found::Skipped(format!("it ended with {status}"))),
     }
 }

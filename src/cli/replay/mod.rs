@@ -8,13 +8,16 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use migwire::capture::{Recorder, RecorderOptions};
 use migwire::container;
-use migwire::endpoint::{Deviation, Limits, Outcome, Performance, Replay as Player, Timing};
+use migwire::endpoint::{
+    Deviation, Limits, Outcome, Performance, Replay as Player, Timing, Trouble, Troubled,
+};
 use migwire::transport::Address;
 use migwire::{Error, ErrorKind};
 use serde_json::json;
 
 use super::Verdict;
 use super::output;
+use super::trouble::{self, TroubleOptions};
 
 /// Play one side of a recorded migration to a live peer
 ///
@@ -60,6 +63,9 @@ pub(crate) struct Replay {
     #[arg(long, value_name = "SECONDS", value_parser = output::parse_seconds)]
     deadline: Option<Duration>,
 
+    #[command(flatten)]
+    trouble: TroubleOptions,
+
     /// Answer in JSON
     #[arg(long)]
     json: bool,
@@ -101,9 +107,12 @@ impl Replay {
             When::Fast => Timing::Fast,
             When::Recorded => Timing::Recorded,
         };
-        let mut player = Player::new(self.address.clone())
+        let limits = Limits { silence: self.timeout, total: self.deadline };
+        let troubled = self.trouble.in_front_of_source(&self.address, limits)?;
+        let address = troubled.as_ref().map_or(&self.address, Troubled::address);
+        let mut player = Player::new(address.clone())
             .with_timing(timing)
-            .with_limits(Limits { silence: self.timeout, total: self.deadline })
+            .with_limits(limits)
             .with_recovery(self.recover_target.clone(), self.recover)
             .with_notices(|notice| eprintln!("{notice}"));
         if let Some(recorder) = &recorder {
@@ -111,14 +120,16 @@ impl Replay {
         }
         let mut performance = player.play(contents.parts)?;
         performance.notes.extend(contents.fault.iter().map(|fault| format!("the recording: {fault}")));
-        self.report(&performance)?;
+        let troubles = troubled.map(Troubled::finish).unwrap_or_default();
+        trouble::tell(&troubles);
+        self.report(&performance, &troubles)?;
         if let Some(recorder) = recorder {
             recorder.finish()?;
         }
         Ok(if performance.outcome == Outcome::Completed { Verdict::Good } else { Verdict::Bad })
     }
 
-    fn report(&self, performance: &Performance) -> anyhow::Result<()> {
+    fn report(&self, performance: &Performance, troubles: &[Trouble]) -> anyhow::Result<()> {
         let verdict = match performance.outcome {
             Outcome::Completed => "completed",
             Outcome::Refused => "refused",
@@ -142,6 +153,7 @@ impl Replay {
                 "requests": performance.requests,
                 "departures": performance.deviations.iter().map(deviation).collect::<Vec<_>>(),
                 "pauses": performance.pauses,
+                "trouble": trouble::as_json(troubles),
                 "notes": performance.notes,
                 "error": performance.error.as_ref().map(output::error_json),
             }));

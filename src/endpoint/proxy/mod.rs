@@ -13,6 +13,7 @@ mod aside;
 mod breaks;
 mod fast;
 mod pump;
+mod troubled;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -25,9 +26,12 @@ use super::pace::Limits;
 use crate::capture::{Direction, Recorder, interface_name};
 use crate::error::{ChannelId, Error, ErrorKind, Result};
 use crate::transport::{self, Address, Connection, Listener};
+use crate::trouble::Script;
 use aside::Backlog;
 use breaks::Breaks;
 use pump::{Ends, Pump};
+use troubled::Troubles;
+pub use troubled::{Trouble, Troubled};
 
 const DOING: &str = "forwarding";
 
@@ -54,6 +58,7 @@ pub struct Proxy {
     recover: Duration,
     recover_target: Option<Address>,
     notices: Option<notice::Listener>,
+    trouble: Script,
 }
 
 /// What has passed through a proxy.
@@ -65,7 +70,9 @@ pub struct Passage {
     pub pauses: u32,
     /// Time from the first connection to the end of the last one.
     pub elapsed: Duration,
-    /// The first failure; `None` if every connection ended in order.
+    /// Every rule of the script of trouble, and where it was carried out.
+    pub trouble: Vec<Trouble>,
+    /// The first failure; `None` if every connection ended in order. Trouble has consequences.
     pub error: Option<Error>,
 }
 
@@ -99,6 +106,7 @@ impl Proxy {
             recover: Duration::ZERO,
             recover_target: None,
             notices: None,
+            trouble: Script::default(),
         }
     }
 
@@ -133,6 +141,13 @@ impl Proxy {
         self
     }
 
+    /// The same, with trouble on the way. A recording holds what was sent on.
+    #[must_use]
+    pub fn with_trouble(mut self, script: Script) -> Self {
+        self.trouble = script;
+        self
+    }
+
     /// The same, telling `listener` what happens on the way.
     #[must_use]
     pub fn with_notices(mut self, listener: impl Fn(&Notice) + Send + Sync + 'static) -> Self {
@@ -144,8 +159,10 @@ impl Proxy {
     /// times a second.
     pub fn run(self, listener: &Listener, mut watch: impl FnMut(u64)) -> Passage {
         let cuts = Cuts::new(self.cuts.iter().copied());
-        let shared =
-            Arc::new(Shared::new(Breaks::new(cuts, self.recover, self.notices.clone()), self.is_blind()));
+        let breaks = Breaks::new(cuts, self.recover, self.notices.clone());
+        let troubles = (!self.trouble.rules.is_empty())
+            .then(|| Troubles::new(self.trouble.clone(), self.target.clone()));
+        let shared = Arc::new(Shared::new(breaks, self.is_blind(), troubles));
         let mut lines: Vec<Line> = Vec::new();
         let begin = Instant::now();
         let mut first = None;
@@ -195,7 +212,10 @@ impl Proxy {
             let message = "postcopy is paused, and its source did not come back in time";
             shared.fail(Error::nowhere(ErrorKind::Timeout, DOING, message));
         }
-        Passage { connections, pauses, elapsed, error: shared.failure() }
+        let trouble =
+            shared.troubles.as_ref().map(|troubles| Trouble::of(&troubles.script, &troubles.done()));
+        let error = shared.failure();
+        Passage { connections, pauses, elapsed, trouble: trouble.unwrap_or_default(), error }
     }
 
     /// Whether what passes may do so unseen, once its first bytes have said what it is.
@@ -233,6 +253,7 @@ impl Proxy {
             leg: shared.breaks.pauses(),
             channel: Mutex::new(provisional),
             is_cut: AtomicBool::new(false),
+            is_half_over: AtomicBool::new(false),
             passed: [AtomicU64::new(0), AtomicU64::new(0)],
         });
         shared.ends.lock().unwrap_or_else(PoisonError::into_inner).push(Arc::clone(&ends));
@@ -313,6 +334,7 @@ struct Shared {
     has_main: AtomicBool,
     failure: Mutex<Option<Error>>,
     breaks: Breaks,
+    troubles: Option<Troubles>,
     /// Nobody has to see what is forwarded.
     may_splice: bool,
     /// What has been forwarded and is still on its way into the recording.
@@ -322,8 +344,9 @@ struct Shared {
 }
 
 impl Shared {
-    fn new(breaks: Breaks, may_splice: bool) -> Self {
+    fn new(breaks: Breaks, may_splice: bool, troubles: Option<Troubles>) -> Self {
         Self {
+            troubles,
             may_splice,
             backlog: Arc::default(),
             begin: Instant::now(),

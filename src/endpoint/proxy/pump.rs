@@ -8,8 +8,8 @@ use super::fast::Way;
 use super::{Passed, Shared};
 use crate::capture::{ChannelTap, Direction, interface_name};
 use crate::error::{ChannelId, Error, Result};
+use crate::multifd::Beginning;
 use crate::transport::Connection;
-use crate::wire::{CommandCode, FileHeader, MULTIFD_MAGIC, MultifdHello, SectionKind};
 
 /// Bytes that are read at once: what a socket holds at most by default, so that one call empties it.
 const CHUNK: usize = 256 << 10;
@@ -24,6 +24,8 @@ pub(super) struct Ends {
     pub(super) channel: Mutex<ChannelId>,
     /// What happens to it from now on is of our own making.
     pub(super) is_cut: AtomicBool,
+    /// One of its directions has ended.
+    pub(super) is_half_over: AtomicBool,
     /// Bytes by direction: to the target, to the source.
     pub(super) passed: [AtomicU64; 2],
 }
@@ -70,11 +72,20 @@ impl Pump {
         self.shared.pumps.fetch_sub(1, Ordering::AcqRel);
     }
 
+    pub(super) fn channel(&self) -> ChannelId {
+        self.ends.channel()
+    }
+
     fn forward(&self) -> Result<()> {
         let (from, to) = match self.direction {
             Direction::ToDestination => (&self.ends.source, &self.ends.target),
             Direction::ToSource => (&self.ends.target, &self.ends.source),
         };
+        if let Some(troubles) = &self.shared.troubles {
+            let ended = self.relay_troubled(from, to, troubles);
+            self.ends.is_half_over.store(true, Ordering::Release);
+            return ended.and_then(|()| to.shutdown_write());
+        }
         let mut first = (self.direction == Direction::ToDestination).then(FirstBytes::default);
         let ended = self.relay(from, to, &mut first);
         match first {
@@ -148,7 +159,7 @@ impl Pump {
 
     /// The connection has ended without a byte. Beside a main channel that is a preempt channel on which no page was asked for, if there
     /// is no other; a destination that waits for it must be given one again.
-    fn note_silent(&self) {
+    pub(super) fn note_silent(&self) {
         if !self.shared.has_main.load(Ordering::Acquire) {
             return;
         }
@@ -188,9 +199,19 @@ impl Pump {
     /// are recorded.
     fn name(&self, first: &mut FirstBytes, bytes: &[u8]) -> bool {
         let held = first.bytes.len();
-        first.bytes.extend_from_slice(&bytes[..bytes.len().min(FirstBytes::ENOUGH - held)]);
+        if self.identify(first, bytes).is_none() {
+            return false;
+        }
+        self.record(&first.bytes[..held]);
+        true
+    }
+
+    /// Gives the connection its name, if `bytes` and what came before tell it.
+    pub(super) fn identify(&self, first: &mut FirstBytes, bytes: &[u8]) -> Option<ChannelId> {
+        let room = Beginning::ENOUGH - first.bytes.len();
+        first.bytes.extend_from_slice(&bytes[..bytes.len().min(room)]);
         let has_main = self.shared.has_main.load(Ordering::Acquire);
-        let Some(channel) = first.channel(self.number, has_main) else { return false };
+        let channel = first.channel(self.number, has_main)?;
         let breaks = &self.shared.breaks;
         let channel = match channel {
             ChannelId::Connection(_) if has_main && breaks.is_paused() => breaks.resume(),
@@ -205,8 +226,7 @@ impl Pump {
             // If the target has spoken first, the connection keeps its number in the recording.
             let _ = tap.set_name(interface_name(channel));
         }
-        self.record(&first.bytes[..held]);
-        true
+        Some(channel)
     }
 
     /// A recording that fails says so when it is finished; the migration goes on.
@@ -236,33 +256,23 @@ impl Pump {
 
 /// The first bytes from a source, until they tell what the connection is.
 #[derive(Debug, Default)]
-struct FirstBytes {
+pub(super) struct FirstBytes {
     bytes: Vec<u8>,
 }
 
 impl FirstBytes {
-    /// The longest thing that has to be read before a connection is known: the hello of a multifd channel, up to its number.
-    const ENOUGH: usize = MultifdHello::ID + 1;
+    /// Whether nothing has come.
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
 
     /// What the connection is; `None` as long as more bytes may tell.
     fn channel(&self, number: usize, has_main: bool) -> Option<ChannelId> {
-        let main = FileHeader::MAGIC.to_be_bytes();
-        let multifd = MULTIFD_MAGIC.to_be_bytes();
-        let bytes = &self.bytes[..];
-        let other = ChannelId::Connection(number as u32);
-        if bytes.starts_with(&main) {
-            return Some(ChannelId::Main);
-        }
-        if bytes.starts_with(&multifd) {
-            return bytes.get(MultifdHello::ID).map(|id| ChannelId::Multifd(*id));
-        }
-        if bytes.len() < 4 && (main.starts_with(bytes) || multifd.starts_with(bytes)) {
-            return None;
-        }
-        // The main channel of a recovery has no magic and begins with a command; a preempt channel begins with a page.
-        let [kind, high, low] = bytes.first_chunk()?;
-        let is_command = SectionKind(*kind) == SectionKind::COMMAND
-            && CommandCode(u16::from_be_bytes([*high, *low])).name().is_some();
-        Some(if has_main && !is_command { ChannelId::Preempt } else { other })
+        Some(match Beginning::of(&self.bytes)? {
+            Beginning::Main => ChannelId::Main,
+            Beginning::Multifd(id) => ChannelId::Multifd(id),
+            Beginning::Other if has_main => ChannelId::Preempt,
+            Beginning::Other | Beginning::Command => ChannelId::Connection(number as u32),
+        })
     }
 }
