@@ -145,6 +145,12 @@ differences! {
     /// SYNC packets in the section that completes RAM, which no word of the main channel answers.
     MultifdTrailingSync: at(9, 1), at(10, 0), at(8, 1),
         "ram_save_complete synchronises and writes no word (migration/ram.c)";
+    /// A destination in postcopy waits for SYNC packets at every marker, as before.
+    MultifdPostcopySync: None, at(10, 0), None,
+        "ram_load_postcopy calls multifd_recv_sync_main (migration/ram.c)";
+    /// Multifd and postcopy are refused together.
+    MultifdWithoutPostcopy: at(8, 1), at(10, 1), None,
+        "migrate_caps_check: Postcopy is not yet compatible with multifd (migration/options.c)";
     /// A destination tells the kinds of connections apart by their first bytes.
     MultifdPeek: at(8, 0), None, None,
         "migration_ioc_process_incoming peeks at the magic (migration/migration.c)";
@@ -157,6 +163,9 @@ differences! {
     /// Multifd packets of device state are told from packets of pages.
     MultifdDevicePackets: at(10, 0), None, None,
         "multifd_recv_unfill_packet_header (migration/multifd.c)";
+    /// Disks may travel as sections of the main channel.
+    BlockMigration: None, at(9, 1), None,
+        "section block, with capability block (migration/block.c)";
     /// Header and pages of mapped-ram files.
     MappedRam: at(9, 0), None, None,
         "capability mapped-ram (migration/ram.c)";
@@ -248,21 +257,47 @@ impl Dialect {
         Self { release: Some(release), machine: None }
     }
 
+    /// The release, if it is one.
+    pub const fn release_number(self) -> Option<Release> {
+        self.release
+    }
+
+    /// Whether a machine type of that version is too new for the release, rather than too old.
+    pub fn is_before(self, machine: Release) -> bool {
+        self.release.is_some_and(|release| release < machine)
+    }
+
     /// The same release on an older machine type.
     #[must_use]
     pub const fn on_machine(self, machine: Release) -> Self {
         Self { machine: Some(machine), ..self }
     }
 
+    /// The same release whatever the machine type: what its destinations accept, rather than what its sources write.
+    #[must_use]
+    pub const fn on_any_machine(self) -> Self {
+        Self { machine: None, ..self }
+    }
+
+    /// The same, where no machine type was named, on those of version `machine`.
+    #[must_use]
+    pub fn or_on_machine(self, machine: Option<Release>) -> Self {
+        Self { machine: self.machine.or(machine), ..self }
+    }
+
+    /// Whether the release has machine types of version `machine`: not yet, or (from 10.1 on) no longer. `any` has all of them.
+    pub fn has_machine(self, machine: Release) -> bool {
+        const DELETED: Release = Release::new(10, 1);
+        self.release.is_none_or(|release| {
+            let age = release.major.saturating_sub(machine.major);
+            let is_gone = age > 6 || (age == 6 && release.minor >= machine.minor);
+            machine <= release && (release < DELETED || !is_gone)
+        })
+    }
+
     /// The newest known release on its newest machine type.
     pub fn newest() -> Self {
         Self { release: Release::KNOWN.last().copied(), machine: None }
-    }
-
-    /// Whether the release can have a machine of that name, as far as the release in the name says. `None`: there is none, on one side.
-    pub fn knows_machine(self, machine: &str) -> Option<bool> {
-        let version: Release = machine.rsplit_once('-')?.1.parse().ok()?;
-        self.release.map(|release| release >= version)
     }
 
     /// Whether `difference` holds.
@@ -342,11 +377,16 @@ mod tests {
     }
 
     #[test]
-    fn machines_of_later_releases_are_unknown() {
-        let knows = |machine| dialect("7.2").knows_machine(machine);
-        let found = ["pc-i440fx-7.2", "pc-q35-5.2", "pc-q35-11.1", "none", "microvm"].map(knows);
-        assert_eq!(found, [Some(true), Some(true), Some(false), None, None]);
-        assert_eq!(dialect("any").knows_machine("pc-q35-11.1"), None);
+    fn machine_types_come_and_go() {
+        let has = |release, machine: &str| dialect(release).has_machine(machine.parse().unwrap());
+        assert!(has("7.2", "7.2") && has("7.2", "5.2") && !has("7.2", "8.0"));
+        assert!(has("10.1", "4.2") && !has("10.1", "4.1") && has("10.0", "2.4"));
+        assert!(has("11.0", "5.1") && !has("11.0", "5.0") && has("11.1", "5.2") && !has("11.1", "5.1"));
+        assert!(has("any", "1.0"));
+        let old = dialect("11.1").or_on_machine(Some(Release::new(5, 2)));
+        assert_eq!(old, dialect("11.1-on-5.2"));
+        assert_eq!(old.or_on_machine(Some(Release::new(8, 0))), old);
+        assert_eq!(old.on_any_machine(), dialect("11.1"));
     }
 
     #[test]

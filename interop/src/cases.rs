@@ -16,10 +16,11 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, ensure};
 use serde::{Deserialize, Serialize};
 
 use crate::peers::STANDIN;
+use crate::spread::Spread;
 use crate::variant::Variant;
 
 /// Time for one cell unless its entry says otherwise.
@@ -40,6 +41,14 @@ pub(crate) enum Kind {
     Savevm,
     /// Saved while the guest runs, loaded in a fresh process.
     BackgroundSnapshot,
+    /// Recorded between two stock ends of one build, and played to a fresh destination.
+    Replay,
+    /// Recorded, shown not to load elsewhere, converted, and played there.
+    Convert,
+    /// Recorded, and captured from the network at the same time: both are the same migration.
+    Import,
+    /// Broken on purpose by the recorder: what becomes of both ends.
+    Trouble,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -112,17 +121,6 @@ pub(crate) struct Cell {
 /// All case files, read and checked.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Cases(Vec<(Arc<Case>, Spread, Option<Spread>)>);
-
-/// Which peers meet in a case.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Spread {
-    /// Every build, or every ordered pair of builds.
-    All,
-    /// Every build with itself.
-    Same,
-    /// Every build with the n-th after it: each is source once and destination once.
-    Ring(usize),
-}
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -200,6 +198,12 @@ impl Cases {
             }
         }
         Ok(cases)
+    }
+
+    /// Every case, whatever builds there are.
+    #[cfg(test)]
+    pub(crate) fn ids(&self) -> impl Iterator<Item = &str> {
+        self.0.iter().map(|(case, ..)| &*case.id)
     }
 
     /// The cells for these builds, in the order of the files.
@@ -316,9 +320,39 @@ impl Case {
                 || (self.kind == Kind::StandinToStock && self.transport == Transport::Unix),
             "the judge's slow line is of UNIX sockets, and in front of a stock destination"
         );
+        self.check_recorded(two_way)?;
         ensure!(
             !self.variant.source_has("release-ram") || self.guest == Guest::Idle,
             "what a source has released cannot be compared, so its guest must not have changed it"
+        );
+        Ok(())
+    }
+}
+
+impl Case {
+    /// The same for what begins with a recording of two stock ends.
+    fn check_recorded(&self, two_way: bool) -> Result<()> {
+        let Variant { convert, trouble, capture_on, recorded, .. } = &*self.variant;
+        let is_recorded = matches!(self.kind, Kind::Replay | Kind::Convert | Kind::Import | Kind::Trouble);
+        ensure!(!is_recorded || two_way, "the recorder stands between two ends that are there at once");
+        ensure!(
+            !is_recorded || !self.variant.source_has("release-ram"),
+            "what a source has released cannot be compared once more"
+        );
+        let belongs = |is_set: bool, kinds: &[Kind]| is_set == kinds.contains(&self.kind);
+        ensure!(belongs(!convert.is_empty(), &[Kind::Convert]), "a conversion says what to convert");
+        ensure!(belongs(!trouble.is_empty(), &[Kind::Trouble]), "trouble says what trouble");
+        ensure!(
+            capture_on.is_none() || (self.kind == Kind::Import && self.transport == Transport::Tcp),
+            "only tcp goes over a network"
+        );
+        ensure!(
+            self.kind != Kind::Import || self.transport == Transport::Tcp,
+            "only tcp goes over a network"
+        );
+        ensure!(
+            recorded.is_none() || matches!(self.kind, Kind::Replay | Kind::Convert),
+            "there is no second destination"
         );
         Ok(())
     }
@@ -352,50 +386,16 @@ impl Kind {
             Self::StockToProxyToStock => "proxy",
             Self::Savevm => "savevm",
             Self::BackgroundSnapshot => "background",
+            Self::Replay => "replay",
+            Self::Convert => "convert",
+            Self::Import => "import",
+            Self::Trouble => "trouble",
         }
     }
 
     /// Whether the migwire command has a part in it.
     pub(crate) fn needs_migwire(self) -> bool {
         self != Self::Direct
-    }
-}
-
-impl Spread {
-    fn parse(word: &str, kind: Kind) -> Result<Self> {
-        let spread = match word {
-            "all" => Self::All,
-            "same" => Self::Same,
-            _ => match word.strip_prefix("ring+").and_then(|steps| steps.parse().ok()) {
-                Some(steps) => Self::Ring(steps),
-                None => bail!("peers {word:?}: all, same or ring+N"),
-            },
-        };
-        let alone = matches!(kind, Kind::StockToStandin | Kind::StandinToStock | Kind::StandinToStandin);
-        ensure!(
-            !alone || spread == Self::All,
-            "{} has at most one stock peer: peers = \"all\"",
-            kind.short()
-        );
-        Ok(spread)
-    }
-
-    fn pairs(&self, kind: Kind, builds: &[String]) -> Vec<(String, String)> {
-        let standin = || STANDIN.to_owned();
-        let each = builds.iter().cloned();
-        match (kind, self) {
-            (Kind::StockToStandin, _) => each.map(|build| (build, standin())).collect(),
-            (Kind::StandinToStock, _) => each.map(|build| (standin(), build)).collect(),
-            (Kind::StandinToStandin, _) => vec![(standin(), standin())],
-            (_, Self::Same) => each.map(|build| (build.clone(), build)).collect(),
-            (_, Self::Ring(steps)) => each
-                .enumerate()
-                .map(|(at, build)| (build, builds[(at + steps) % builds.len()].clone()))
-                .collect(),
-            (_, Self::All) => {
-                each.flat_map(|from| builds.iter().map(move |to| (from.clone(), to.clone()))).collect()
-            }
-        }
     }
 }
 

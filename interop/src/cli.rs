@@ -89,6 +89,9 @@ struct RunArgs {
     /// Which captures, streams and memory images to keep; logs are always kept.
     #[arg(long, value_enum, default_value = "failures")]
     keep: Keep,
+    /// After every cell that passes, play its recording to a fresh destination of the same build, and compare memory.
+    #[arg(long)]
+    replay: bool,
     /// The command under test. Default: `migwire` beside this program.
     #[arg(long, value_name = "PATH")]
     migwire: Option<PathBuf>,
@@ -104,6 +107,7 @@ struct RunArgs {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Keep {
+    #[value(alias = "all")]
     Always,
     Failures,
 }
@@ -197,6 +201,7 @@ fn run(args: &RunArgs) -> Outcome<End> {
     let left_out = others.iter().map(|(id, cell)| (&**id, &*cell.case.id, &*cell.source, &*cell.destination));
     let expected = expected::account(&env.expected, &cells, left_out);
     let mut problems: Vec<String> = merge::stale_lines(&expected).collect();
+    problems.extend(cells.iter().filter_map(report::not_replayed));
     let missing = missing(&env.inventory, &plan.selected);
     problems.extend(missing.iter().cloned());
     if process::interrupted() {
@@ -286,6 +291,7 @@ impl Plan {
             templates: Templates::default(),
             expected: self.expected.clone(),
             keep_always: args.keep == Keep::Always,
+            replay: args.replay,
             reproduce: self.reproduce(args, out),
             images_left: Env::images_budget(),
         })
@@ -307,6 +313,7 @@ impl Plan {
         for peer in self.peers.iter().filter(|peer| peer.given) {
             words.extend([String::from("--peer"), format!("{}={}", peer.name, peer.path.display())]);
         }
+        words.extend(args.replay.then(|| String::from("--replay")));
         words.extend(["--keep", "always", "--out", &out.join("again").to_string_lossy()].map(String::from));
         process::shell_line(&program, &words)
     }
@@ -316,7 +323,8 @@ impl Plan {
 fn conclude(results: &Results, common: &Common, lacking: bool) -> Outcome<End> {
     environment(report::write_all(&common.out, results))?;
     let stale = merge::stale_lines(&results.expected).any(|line| results.problems.contains(&line));
-    let mut bad = results.unexpected().next().is_some() || stale;
+    let is_not_replayed = results.encores().any(|(_, encore)| encore.reason.is_some());
+    let mut bad = results.unexpected().next().is_some() || stale || is_not_replayed;
     if let Some(path) = &common.baseline {
         let old = usage(report::read(path))?;
         let changes = baseline::compare(&old, results);

@@ -28,6 +28,8 @@ pub(crate) enum Class {
     FalseComplete,
     /// The judge was told to stop.
     Interrupted,
+    /// Something that is not ours is missing here, so nothing was learned.
+    Lacking,
     /// The judge's own surroundings: no disk space, no such program, no socket.
     Environment,
 }
@@ -78,6 +80,7 @@ impl fmt::Display for Class {
             Self::Mismatch => "mismatch",
             Self::FalseComplete => "false-complete",
             Self::Interrupted => "interrupted",
+            Self::Lacking => "lacking",
             Self::Environment => "environment",
         })
     }

@@ -12,6 +12,7 @@
 
 mod baseline;
 mod bench;
+mod capture;
 mod cases;
 mod cli;
 mod disk;
@@ -19,6 +20,7 @@ mod expected;
 mod failure;
 mod guest;
 mod merge;
+mod outcome;
 mod peers;
 mod probe;
 mod process;
@@ -30,6 +32,7 @@ mod report;
 mod results;
 mod run;
 mod select;
+mod spread;
 mod support;
 mod tool;
 mod variant;

@@ -223,6 +223,13 @@ impl Process {
         }
     }
 
+    /// Asks it to end, as Ctrl-C does.
+    pub(crate) fn interrupt(&mut self) {
+        if self.fate() == Fate::Running {
+            signal_group(self.group, Signal::INT);
+        }
+    }
+
     /// Kills the whole group and reaps the child. Harmless when it is over already.
     pub(crate) fn kill(&mut self) {
         if self.fate() == Fate::Running {

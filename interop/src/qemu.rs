@@ -161,6 +161,8 @@ impl VmSpec {
 
 /// A running stock QEMU.
 pub(crate) struct Vm {
+    /// `source`: how its files are called.
+    role: String,
     /// `source (7.2)`: how every message names it.
     label: String,
     process: Process,
@@ -197,10 +199,14 @@ impl Vm {
         match Qmp::open(stream, Box::new(log), ANSWER.max(deadline.remaining())) {
             Ok(mut qmp) => {
                 qmp.set_timeout(spec.answer);
-                Ok(Self { label, process, qmp, deadline: place.deadline })
+                Ok(Self { role: role.to_owned(), label, process, qmp, deadline: place.deadline })
             }
             Err(error) => Err(diagnose(&mut process, error).of(label)),
         }
+    }
+
+    pub(crate) fn role(&self) -> &str {
+        &self.role
     }
 
     pub(crate) fn label(&self) -> &str {

@@ -11,7 +11,9 @@
 //! shard         {index, count} | null
 //! peers[]       {name, path, about, version, package, capabilities, machines, transports | reason}
 //! cells[]       {id, case, kind, source, destination, machine, machine_type, transport, return_path, guest, variant,
-//!                verdict, reason, class, expected, seconds, dir, processes[], artifacts[], reproduce}
+//!                verdict, outcome, reason, class, expected, seconds, replay, dir, processes[], artifacts[], reproduce}
+//!                `outcome`: what became of a migration that was troubled on purpose. `replay`: {build, reason | null,
+//!                seconds}, where its recording was played to a fresh destination (--replay); without a reason it went well
 //! expected[]    {entry, matched, waiting}: every line of expected.toml, how many cells it decided, how many it might
 //!                have decided that did not run
 //! problems[]    sentences about the run itself: stale lines, missing peers, an interrupt
@@ -29,6 +31,7 @@ use serde::{Deserialize, Serialize};
 use crate::cases::{Cell, Guest, Kind, MachineAxis, Transport};
 use crate::expected::Entry;
 use crate::failure::Class;
+use crate::outcome::Outcome;
 use crate::process::ProcessRecord;
 use crate::select::Shard;
 
@@ -105,17 +108,33 @@ pub(crate) struct CellResult {
     pub(crate) guest: Guest,
     pub(crate) variant: Option<String>,
     pub(crate) verdict: Verdict,
+    /// What became of a migration that somebody broke on purpose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) outcome: Option<Outcome>,
     pub(crate) reason: Option<String>,
     pub(crate) class: Option<Class>,
     /// The entry of `expected.toml` that had a say.
     pub(crate) expected: Option<Entry>,
     pub(crate) seconds: f64,
+    /// Its recording, played to a fresh destination.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) replay: Option<Encore>,
     /// Folder of its files, relative to the results.
     pub(crate) dir: Option<String>,
     pub(crate) processes: Vec<ProcessRecord>,
     /// Further files in that folder that were kept.
     pub(crate) artifacts: Vec<String>,
     pub(crate) reproduce: String,
+}
+
+/// A recording that was played once more.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Encore {
+    /// The build that it was played to.
+    pub(crate) build: String,
+    /// Why it did not go well; nothing if it did.
+    pub(crate) reason: Option<String>,
+    pub(crate) seconds: f64,
 }
 
 /// What one line of `expected.toml` did.
@@ -145,15 +164,22 @@ impl CellResult {
             guest: case.guest,
             variant: Some(case.variant.name.clone()).filter(|name| !name.is_empty()),
             verdict: Verdict::NotRun,
+            outcome: None,
             reason: None,
             class: None,
             expected: None,
             seconds: 0.0,
+            replay: None,
             dir: None,
             processes: Vec::new(),
             artifacts: Vec::new(),
             reproduce: String::new(),
         }
+    }
+
+    /// Whether somebody has lost something by the migration that was broken on purpose.
+    pub(crate) fn is_harmed(&self) -> bool {
+        self.outcome.is_some_and(Outcome::is_harm)
     }
 
     /// Name of its folder below `cells/`; no character in it needs care in a shell, an archive or a link.
@@ -165,6 +191,11 @@ impl CellResult {
 impl Results {
     pub(crate) fn count(&self, verdict: Verdict) -> usize {
         self.cells.iter().filter(|cell| cell.verdict == verdict).count()
+    }
+
+    /// Recordings that were played once more.
+    pub(crate) fn encores(&self) -> impl Iterator<Item = (&CellResult, &Encore)> {
+        self.cells.iter().filter_map(|cell| cell.replay.as_ref().map(|encore| (cell, encore)))
     }
 
     /// Cells that ended in another way than somebody had said they would.

@@ -35,7 +35,7 @@ pub(crate) struct Setup {
     pub(crate) destination_globals: Vec<String>,
     /// What the stand-in source has to write: the destination's release, and the version of the machine type.
     pub(crate) dialect: String,
-    /// Zero pages may come listed in multifd packets. A stock destination leaves its memory alone then, and trusts that it is zero.
+    /// Zero pages may come listed in multifd packets, if there are any. A stock destination leaves its memory alone then, and trusts that it is zero.
     pub(crate) zero_pages_in_packets: bool,
     /// Whether a source of this case synchronises its multifd channels by a word of their own (8.1 and later machine types).
     pub(crate) per_round: bool,
@@ -82,6 +82,13 @@ impl Inventory {
             transport(case.transport, &probes),
             self.capabilities(cell, &cell.source, &[&case.variant.both, &case.variant.source]),
             self.capabilities(cell, &cell.destination, &[&case.variant.both, &case.variant.destination]),
+            // Where the recording is made, the source's build is its destination too.
+            match case.kind {
+                Kind::Replay | Kind::Convert => {
+                    self.capabilities(cell, &cell.source, &[&case.variant.both, case.variant.recorded()])
+                }
+                _ => None,
+            },
         ];
         match reasons.into_iter().flatten().next() {
             Some(reason) => Err(Decision::Unsupported(reason)),
@@ -90,8 +97,7 @@ impl Inventory {
                 destination_globals: hold_back(&machine, &cell.destination, &probes),
                 acknowledgements: acknowledgements(&machine, &cell.source, &probes),
                 dialect: dialect(&machine, &cell.destination, &probes),
-                zero_pages_in_packets: case.variant.multifd().is_some()
-                    && zero_pages_in_packets(&machine, cell, &probes),
+                zero_pages_in_packets: zero_pages_in_packets(&machine, cell, &probes),
                 per_round: per_round(&machine, &cell.source, &probes),
                 machine,
             }),
@@ -232,7 +238,9 @@ fn zero_pages_in_packets(machine: &Machine, cell: &Cell, probes: &[(&str, &Probe
     const FIRST: (u64, u64) = (9, 0);
     let is_forced =
         cell.case.variant.source.parameters.get("zero-page-detection").is_some_and(|v| v == "multifd");
-    release(&cell.destination, probes).is_some_and(|release| release >= FIRST)
+    // What was recorded by a stand-in may be played to the build that it came from.
+    let reader = if cell.destination == STANDIN { &cell.source } else { &cell.destination };
+    release(reader, probes).is_some_and(|release| release >= FIRST)
         && (is_forced || machine_version(machine).is_none_or(|version| version >= FIRST))
 }
 

@@ -88,6 +88,19 @@ impl ToolProcess {
         }
     }
 
+    /// Waits for its end, and takes its report however it ended.
+    pub(crate) fn finish_anyhow(&mut self, deadline: Deadline) -> Run<Value> {
+        match self.process.wait(deadline) {
+            Ok(Fate::Exited(_)) => report(self.process.stdout()),
+            Ok(_) => Err(self.process.obituary("working")),
+            Err(failure) => {
+                self.process.kill();
+                Err(failure)
+            }
+        }
+        .map_err(|failure| failure.of(self.process.name()))
+    }
+
     /// Waits for its end, and takes its report if it ended well.
     pub(crate) fn finish(&mut self, deadline: Deadline) -> Run<Value> {
         match self.process.wait(deadline) {

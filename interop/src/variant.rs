@@ -5,7 +5,8 @@ use std::fmt;
 use serde::Deserialize;
 
 use crate::cases::Kind;
-use crate::failure::{Class, Failure};
+use crate::failure::Failure;
+use crate::outcome::Outcome;
 
 /// Settings on top of a plain migration. `[variant.NAME]` in a case file.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
@@ -60,6 +61,21 @@ pub(crate) struct Variant {
     /// Both ends have a disk that nobody uses, and the source has dirty bitmaps on it, which must arrive.
     #[serde(default)]
     pub(crate) bitmaps: bool,
+    /// What the destination of a recording needs, where another one than the case is about takes it.
+    #[serde(default)]
+    pub(crate) recorded: Option<Settings>,
+    /// What to tell `migwire convert`; `{dialect}` is what the destination understands, by its release and machine type.
+    #[serde(default)]
+    pub(crate) convert: Vec<String>,
+    /// What becomes of the recording as it is, at the destination that is to load the converted one.
+    #[serde(default)]
+    pub(crate) raw: Option<Raw>,
+    /// What the recorder is to do to the migration: a script for `migwire record --trouble`.
+    #[serde(default)]
+    pub(crate) trouble: String,
+    /// The interface that a migration is captured on.
+    #[serde(default)]
+    pub(crate) capture_on: Option<String>,
     /// How it must end if it must not end well. The first entry that fits the peers counts; without one it must end well.
     #[serde(default)]
     pub(crate) expect: Vec<Expect>,
@@ -82,22 +98,14 @@ pub(crate) struct Expect {
     pub(crate) reason: String,
 }
 
-/// What becomes of a migration that cannot go well, as its owner sees it.
+/// What a destination makes of a recording that was not made for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-pub(crate) enum Outcome {
-    /// Both ends say that it failed; the source can go on.
-    CleanFailure,
-    /// The destination answers no more, or never gets anywhere.
-    Hang,
-    /// The destination dies of a signal.
-    Crash,
-    /// Both ends say that it went well, and memory differs.
-    SilentCorruption,
-    /// The source says that it went well, and the destination does not.
-    FalseCompletion,
-    /// It goes well, and need not have done.
-    Luck,
+pub(crate) enum Raw {
+    /// It must not load.
+    Refused,
+    /// It must load.
+    Loads,
 }
 
 /// Multifd, as both ends are told.
@@ -123,6 +131,13 @@ pub(crate) struct Settings {
 pub(crate) struct Until {
     pub(crate) field: String,
     pub(crate) at_least: u64,
+}
+
+impl Settings {
+    /// Whether this capability is on.
+    pub(crate) fn has(&self, capability: &str) -> bool {
+        self.capabilities.iter().any(|name| name == capability)
+    }
 }
 
 impl Until {
@@ -174,14 +189,19 @@ impl Variant {
         self.postcopy && self.source_has("postcopy-preempt") && self.destination_has("postcopy-preempt")
     }
 
+    /// What the destination of a recording is told on top of what both are.
+    pub(crate) fn recorded(&self) -> &Settings {
+        self.recorded.as_ref().unwrap_or(&self.destination)
+    }
+
     /// Whether this capability is on at the source, or at both ends.
     pub(crate) fn source_has(&self, capability: &str) -> bool {
-        self.both.capabilities.iter().chain(&self.source.capabilities).any(|name| name == capability)
+        self.both.has(capability) || self.source.has(capability)
     }
 
     /// Whether this capability is on at the destination, or at both ends.
     pub(crate) fn destination_has(&self, capability: &str) -> bool {
-        self.both.capabilities.iter().chain(&self.destination.capabilities).any(|name| name == capability)
+        self.both.has(capability) || self.destination.has(capability)
     }
 
     /// How it must end between these peers, if badly.
@@ -200,34 +220,13 @@ impl Expect {
         self.outcome.iter().find(fits).copied().filter(|_| failure.text.contains(&self.text))
     }
 
+    /// Whether this is the outcome that was expected, and what was said about it.
+    pub(crate) fn allows(&self, outcome: Outcome, text: &str) -> bool {
+        self.outcome.contains(&outcome) && text.contains(&self.text)
+    }
+
     /// The outcomes, in words.
     pub(crate) fn words(&self) -> String {
         self.outcome.iter().map(ToString::to_string).collect::<Vec<_>>().join(" or ")
-    }
-}
-
-impl Outcome {
-    fn classes(self) -> &'static [Class] {
-        match self {
-            Self::CleanFailure => &[Class::Failed, Class::Refused],
-            Self::Hang => &[Class::Hung, Class::Stuck],
-            Self::Crash => &[Class::Crashed],
-            Self::SilentCorruption => &[Class::Mismatch],
-            Self::FalseCompletion => &[Class::FalseComplete],
-            Self::Luck => &[],
-        }
-    }
-}
-
-impl fmt::Display for Outcome {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::CleanFailure => "clean failure",
-            Self::Hang => "destination hangs",
-            Self::Crash => "crash",
-            Self::SilentCorruption => "silent corruption",
-            Self::FalseCompletion => "false completion",
-            Self::Luck => "completes by luck",
-        })
     }
 }

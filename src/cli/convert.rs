@@ -18,6 +18,7 @@ use serde_json::json;
 
 use super::Verdict;
 use super::output;
+use super::send::parse_uuid;
 
 /// Make another migration of a recorded one
 ///
@@ -52,8 +53,13 @@ pub(crate) struct Convert {
     #[arg(long, value_name = "WAY")]
     zero_pages: Option<ZeroPages>,
 
-    /// Replace what pages hold by images from this directory: DIR/<block>.ram, as `recv --ram-out` writes them
-    #[arg(long, value_name = "DIR")]
+    /// The guest's UUID, for multifd channels where there were none and the stream does not say it
+    #[arg(long, value_name = "UUID", value_parser = parse_uuid)]
+    uuid: Option<[u8; 16]>,
+
+    /// Replace what pages hold: by images from a directory, DIR/<block>.ram, as `recv --ram-out` writes them, or by one image, of the
+    /// block of that size
+    #[arg(long, value_name = "DIR|FILE")]
     ram_in: Option<PathBuf>,
 
     /// Send pages in another order, as far as that makes no difference
@@ -72,6 +78,10 @@ impl Convert {
             let message = "standard output carries the stream, so no answer can be printed there";
             return Err(Error::nowhere(ErrorKind::Misuse, "converting", message).into());
         }
+        if is_same(&self.capture, &self.output) {
+            let message = "what is converted would be overwritten; write to another file";
+            return Err(Error::nowhere(ErrorKind::Misuse, "converting", message).into());
+        }
         let mut contents = container::open(&self.capture, true)?;
         let options = Options {
             dialect: self.to,
@@ -79,8 +89,16 @@ impl Convert {
             method: self.compression,
             level: self.level,
             zero_pages: self.zero_pages,
+            uuid: self.uuid,
             images: self.ram_in.clone(),
             shuffle: self.shuffle,
+            // Next to what is written there is room for as much again, as a rule.
+            scratch: self.output.parent().filter(|_| !is_stdout).map(|parent| {
+                match parent.as_os_str().is_empty() {
+                    true => PathBuf::from("."),
+                    false => parent.to_owned(),
+                }
+            }),
         };
         let outcome = match self.output.extension().is_some_and(|extension| extension == "pcapng") {
             true => {
@@ -138,6 +156,15 @@ impl Convert {
             eprintln!("{verdict}: {}", self.output.display());
         }
         Ok(if error.is_none() { Verdict::Good } else { Verdict::Bad })
+    }
+}
+
+/// Whether both are one file, under whatever name.
+fn is_same(input: &Path, output: &Path) -> bool {
+    match (input.canonicalize(), output.canonicalize()) {
+        (Ok(input), Ok(output)) => input == output,
+        // There is nothing yet that could be overwritten.
+        _ => false,
     }
 }
 

@@ -475,7 +475,7 @@ fn parse_dedicated(text: &str) -> Result<bool, String> {
 }
 
 /// Reads 8-4-4-4-12 digits, as QEMU does.
-fn parse_uuid(text: &str) -> Result<[u8; 16], String> {
+pub(super) fn parse_uuid(text: &str) -> Result<[u8; 16], String> {
     let wrong = || "a UUID, such as 8c5d4f0e-9a6b-4c3d-8e2f-0123456789ab".to_owned();
     let groups: Vec<&str> = text.split('-').collect();
     if groups.iter().map(|group| group.len()).collect::<Vec<_>>() != [8, 4, 4, 4, 12] || !text.is_ascii() {

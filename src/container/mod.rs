@@ -73,6 +73,7 @@ pub struct Part {
 enum Place {
     File(PathBuf),
     Once(Option<Once>),
+    Bytes(Arc<[u8]>),
     Recorded {
         path: PathBuf,
         interface: usize,
@@ -150,6 +151,11 @@ impl Part {
         Self { label: None, channel, peers: None, place }
     }
 
+    /// A channel that is in memory already.
+    pub fn of_bytes(channel: ChannelId, bytes: impl Into<Arc<[u8]>>) -> Self {
+        Self::plain(channel, Place::Bytes(bytes.into()))
+    }
+
     /// Opens the channel at its beginning. A part of a pipe can be opened once.
     ///
     /// # Errors
@@ -160,6 +166,10 @@ impl Part {
                 Some(input) => Ok(ChannelInput::Streaming(Streaming(input))),
                 None => Err(Error::nowhere(ErrorKind::Misuse, DOING, "a pipe can be read once only")),
             },
+            Place::Bytes(bytes) => {
+                let bytes: Once = Box::new(io::Cursor::new(Arc::clone(bytes)));
+                Ok(ChannelInput::Streaming(Streaming(bytes)))
+            }
             Place::File(path) => file_input(path, access).map_err(|e| failed(path, e)),
             Place::Recorded { path, places: Some(places), sealed, .. } => {
                 let file = File::open(&*path).map_err(|e| failed(path, e))?;
@@ -196,6 +206,9 @@ impl Part {
             Place::Snapshot { path, index, .. } => {
                 trailer::find(&mut open_snapshot(path, *index)?).map_err(|e| failed(path, e))
             }
+            Place::Bytes(bytes) => {
+                trailer::find(&mut io::Cursor::new(bytes)).map_err(|e| Error::io(DOING, "bytes in memory", e))
+            }
             Place::Once(_) | Place::Recorded { .. } => Ok(None),
         }
     }
@@ -208,6 +221,7 @@ impl Part {
             Place::Recorded { places, .. } => {
                 places.as_ref().map(|places| places.iter().map(|place| u64::from(place.len)).sum())
             }
+            Place::Bytes(bytes) => Some(bytes.len() as u64),
             Place::Once(_) => None,
         }
     }

@@ -22,33 +22,39 @@ pub(super) struct Packer {
     pages: Vec<u8>,
     next: usize,
     number: u64,
+    /// A packet, as it goes out.
+    packet: Vec<u8>,
     /// Pages went out since the last synchronisation.
     is_dirty: bool,
+    has_synchronised: bool,
 }
 
 /// One channel.
 struct Lane {
     framer: Framer,
     codec: Option<Box<dyn Codec>>,
-    bytes: Vec<u8>,
 }
 
 impl Packer {
     pub(super) fn new(plan: &Plan) -> Result<Self> {
         let mut lanes = Vec::new();
-        if plan.reframes {
-            for _ in 0..plan.channels {
-                let codec = match plan.method {
-                    Method::NONE => None,
-                    method => Some(codec::open(method, plan.level)?),
-                };
-                // The page size is known when the channels begin.
-                lanes.push(Lane { framer: Framer::new(plan.dialect, 4096), codec, bytes: Vec::new() });
-            }
+        // A source of any release leaves unused fields empty, as the newest does.
+        let dialect = match plan.style.release_number() {
+            Some(_) => plan.style,
+            None => Dialect::ANY,
+        };
+        let channels = if plan.has_lanes() { plan.channels } else { 0 };
+        for _ in 0..channels {
+            let codec = match plan.method {
+                Method::NONE => None,
+                method => Some(codec::open(method, plan.options.level)?),
+            };
+            // The page size is known when the channels begin.
+            lanes.push(Lane { framer: Framer::new(dialect, 4096), codec });
         }
         Ok(Self {
             lanes,
-            dialect: plan.dialect,
+            dialect,
             method: plan.method,
             uuid: plan.uuid,
             page_size: 4096,
@@ -59,7 +65,9 @@ impl Packer {
             pages: Vec::new(),
             next: 0,
             number: 0,
+            packet: Vec::new(),
             is_dirty: false,
+            has_synchronised: false,
         })
     }
 
@@ -106,10 +114,16 @@ impl Packer {
         self.is_dirty
     }
 
+    /// Whether there was a synchronisation.
+    pub(super) fn has_synchronised(&self) -> bool {
+        self.has_synchronised
+    }
+
     /// Sends what is there, and SYNC on every channel.
     pub(super) fn sync(&mut self, outlet: &mut dyn Outlet) -> Result<()> {
         self.send(outlet)?;
         self.is_dirty = false;
+        self.has_synchronised = true;
         for (id, lane) in (0..).zip(&mut self.lanes) {
             outlet.put(ChannelId::Multifd(id), lane.framer.sync(self.number))?;
             self.number += 1;
@@ -140,9 +154,9 @@ impl Packer {
         }
         let size = payload.len() as u32;
         let head = lane.framer.pages(&self.block, &self.normal, &self.zero, self.method, size, self.number);
-        lane.bytes.clear();
-        lane.bytes.extend_from_slice(head);
-        lane.bytes.extend_from_slice(&payload);
+        self.packet.clear();
+        self.packet.extend_from_slice(head);
+        self.packet.extend_from_slice(&payload);
         self.number += 1;
         self.normal.clear();
         self.zero.clear();
@@ -151,6 +165,6 @@ impl Packer {
         if self.pages.capacity() < payload.capacity() {
             self.pages = payload;
         }
-        outlet.put(ChannelId::Multifd(id as u8), &lane.bytes)
+        outlet.put(ChannelId::Multifd(id as u8), &self.packet)
     }
 }

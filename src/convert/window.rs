@@ -7,8 +7,11 @@ use std::collections::HashSet;
 
 use crate::error::Result;
 
-/// Pages in a window: 16 MiB of them.
+/// Pages in a window.
 const PAGES: usize = 4096;
+
+/// Bytes in a window: as many pages of 4 KiB, fewer of a larger size.
+const BYTES: usize = 16 << 20;
 
 /// What a page holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +34,8 @@ pub(super) struct Entry<'a> {
     /// It came in a packet of a multifd channel.
     pub(super) listed: bool,
     pub(super) content: Content<'a>,
+    /// Its record on the main channel, which can stay if nothing about the page changes, and whether it names the block.
+    pub(super) record: Option<(&'a [u8], bool)>,
 }
 
 /// Pages that are to be shuffled.
@@ -60,7 +65,7 @@ impl Window {
     }
 
     pub(super) fn is_full(&self) -> bool {
-        self.held.len() >= PAGES
+        self.held.len() >= PAGES || self.bytes.len() >= BYTES
     }
 
     /// Whether a version of that page is in it.
@@ -88,7 +93,8 @@ impl Window {
         };
         self.there.insert((entry.block, entry.offset));
         let Entry { block, offset, listed, .. } = entry;
-        self.held.push(Held { entry: Entry { block, offset, listed, content }, from, to: self.bytes.len() });
+        let entry = Entry { block, offset, listed, content, record: None };
+        self.held.push(Held { entry, from, to: self.bytes.len() });
     }
 
     /// Gives all pages, in another order.
@@ -135,7 +141,8 @@ mod tests {
             for page in 0..100u8 {
                 let bytes = [page; 8];
                 let content = if page % 3 == 0 { Content::Zero } else { Content::Raw(&bytes) };
-                let entry = Entry { block: 0, offset: u64::from(page) * 4096, listed: false, content };
+                let entry =
+                    Entry { block: 0, offset: u64::from(page) * 4096, listed: false, content, record: None };
                 assert!(!window.holds(&entry));
                 window.push(entry);
                 assert!(window.holds(&entry));

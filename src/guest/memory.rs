@@ -196,6 +196,17 @@ impl Memory {
         }
     }
 
+    /// Reads the page at `offset` of a block, of which images must be kept.
+    ///
+    /// # Errors
+    /// Those of the file system; `Misuse` where no image is kept.
+    pub fn page(&mut self, index: usize, offset: u64, bytes: &mut [u8]) -> Result<()> {
+        match self.blocks.get(index) {
+            Some(block) if offset < block.length => self.image(index)?.read(offset, bytes),
+            _ => Err(Error::nowhere(ErrorKind::Misuse, "RAM image", "a page that is in no block")),
+        }
+    }
+
     fn store(&mut self, index: usize, at: u64, bytes: &[u8], page_size: u64) -> Result<()> {
         if let Some(digest) = &mut self.blocks[index].digest {
             digest.set(at, bytes);

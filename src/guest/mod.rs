@@ -14,6 +14,7 @@ mod pattern;
 pub use cache::{Coded, XbzrleCache};
 pub use digest::{BlockDigest, is_zero};
 pub use image::{Image, file_name};
+#[cfg(feature = "container")]
 pub(crate) use memory::inflate;
 pub use memory::{Memory, MemoryBlock};
 pub use pattern::Pattern;

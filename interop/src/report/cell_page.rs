@@ -38,6 +38,14 @@ fn page(dir: &Path, cell: &CellResult) -> String {
     if let Some(reason) = &cell.reason {
         let _ = writeln!(page, "<p class=\"bad\">{}</p>", escape(reason));
     }
+    if let Some(encore) = &cell.replay {
+        let words = match &encore.reason {
+            None => String::from("it loads, and memory is equal"),
+            Some(reason) => reason.clone(),
+        };
+        let _ =
+            writeln!(page, "<p>The recording, played to {}: {}</p>", escape(&encore.build), escape(&words));
+    }
     if let Some(entry) = &cell.expected {
         let _ = writeln!(page, "<p>Expected: {}</p>", escape(&entry.reason));
     }

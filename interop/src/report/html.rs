@@ -4,6 +4,7 @@
 
 use std::fmt::Write as _;
 
+use super::outcomes::word;
 use super::terminal::reasons;
 use super::{Tally, ends, tally};
 use crate::results::{CellResult, PeerResult, Results, Verdict};
@@ -100,6 +101,9 @@ fn overview(page: &mut String, results: &Results) {
     }
     if let Some(shard) = results.shard {
         let _ = write!(page, "; shard {} of {}", shard.index, shard.count);
+    }
+    if let Some(words) = super::replayed(results) {
+        let _ = write!(page, "; {words}");
     }
     page.push_str(".</p>\n<p>");
     for verdict in
@@ -247,12 +251,14 @@ fn grids(page: &mut String, results: &Results) {
 
 fn square(page: &mut String, cell: &CellResult) {
     let tooltip = format!("{}: {} {}", cell.id, cell.verdict, reason(cell));
+    // What has cost somebody a guest stands out, also where it had to.
+    let colour = if cell.is_harmed() && cell.verdict == Verdict::Pass { 'X' } else { class(cell.verdict) };
     let _ = write!(
         page,
         "<td class=\"n {}\" title=\"{}\">{}</td>",
-        class(cell.verdict),
+        colour,
         escape(tooltip.trim_end()),
-        link(cell, &cell.verdict.letter().to_string())
+        link(cell, &word(cell).unwrap_or_else(|| cell.verdict.letter().to_string()))
     );
 }
 

@@ -1,12 +1,16 @@
 //! `matrix.md`: one table for a README or a pull request.
 
+use super::outcomes::{Outcomes, word};
 use crate::report::{ends, tally};
-use crate::results::{Results, Verdict};
+use crate::results::{CellResult, Results, Verdict};
 
 pub(super) fn text(results: &Results) -> String {
     let mut text = matrix(results);
     text.push('\n');
     text.push_str(&summary(results));
+    if let Some(table) = Outcomes::of(results) {
+        text.push_str(&troubles(&table));
+    }
     for cell in results.unexpected() {
         let reason = escape(cell.reason.as_deref().unwrap_or_default());
         text.push_str(&format!("* **fail** `{}`: {reason}\n", cell.id));
@@ -29,6 +33,24 @@ fn matrix(results: &Results) -> String {
         }
         text.push('\n');
     }
+    text
+}
+
+/// What became of migrations that were broken on purpose.
+fn troubles(table: &Outcomes<'_>) -> String {
+    let columns: Vec<String> = table.columns.iter().map(|(from, to)| format!("{from} → {to}")).collect();
+    let mut text = format!("\n| trouble | {} |\n", columns.join(" | "));
+    text.push_str(&format!("|---|{}\n", "---|".repeat(columns.len())));
+    for (case, cells) in &table.rows {
+        let square = |cell: &Option<&CellResult>| match cell.and_then(word) {
+            // What has cost somebody a guest stands out.
+            Some(word) if cell.is_some_and(CellResult::is_harmed) => format!("**{word}**"),
+            word => word.unwrap_or_default(),
+        };
+        let words: Vec<String> = cells.iter().map(square).collect();
+        text.push_str(&format!("| `{case}` | {} |\n", words.join(" | ")));
+    }
+    text.push('\n');
     text
 }
 
@@ -55,6 +77,9 @@ pub(super) fn summary(results: &Results) -> String {
         results.seconds,
         versions.join(", "),
     );
+    if let Some(words) = super::replayed(results) {
+        text.push_str(&format!("\n{words}.\n"));
+    }
     if results.unexpected().next().is_some() || !results.problems.is_empty() {
         text.push('\n');
     }
@@ -67,7 +92,24 @@ fn escape(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use crate::outcome::Outcome;
     use crate::report::tests::sample;
+    use crate::results::Encore;
+
+    #[test]
+    fn troubles_and_replays_are_said() {
+        let mut results = sample();
+        let text = super::text(&results);
+        assert!(!text.contains("trouble") && !text.contains("replayed"), "{text}");
+        results.cells[0].outcome = Some(Outcome::ResumedSource);
+        for (at, reason) in [(2, None), (3, Some(String::from("memory")))] {
+            results.cells[at].replay = Some(Encore { build: "a".into(), reason, seconds: 1.0 });
+        }
+        let text = super::text(&results);
+        assert!(text.contains("| trouble | a → b |"), "{text}");
+        assert!(text.contains("| resumed source |"), "{text}");
+        assert!(text.contains("1 of 2 recordings replayed"), "{text}");
+    }
 
     #[test]
     fn the_table_has_a_row_and_a_column_for_everybody() {

@@ -5,13 +5,14 @@ pub(crate) mod html;
 mod json;
 mod junit;
 mod markdown;
+mod outcomes;
 pub(crate) mod terminal;
 
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-use crate::results::Results;
+use crate::results::{CellResult, Results};
 
 pub(crate) use json::read;
 
@@ -38,7 +39,7 @@ pub(crate) struct Tally {
 }
 
 impl Tally {
-    pub(crate) fn of<'a>(cells: impl Iterator<Item = &'a crate::results::CellResult>) -> Self {
+    pub(crate) fn of<'a>(cells: impl Iterator<Item = &'a CellResult>) -> Self {
         use crate::results::Verdict;
         let mut tally = Self::default();
         for cell in cells {
@@ -75,6 +76,20 @@ impl Tally {
         }
         text
     }
+}
+
+/// The sentence about a recording that a fresh destination did not load.
+pub(crate) fn not_replayed(cell: &CellResult) -> Option<String> {
+    let encore = cell.replay.as_ref()?;
+    let reason = encore.reason.as_ref()?;
+    Some(format!("the recording of {} does not replay to {}: {reason}", cell.id, encore.build))
+}
+
+/// `replayed 12 of 13`, if recordings were played once more.
+pub(crate) fn replayed(results: &Results) -> Option<String> {
+    let all = results.encores().count();
+    let good = results.encores().filter(|(_, encore)| encore.reason.is_none()).count();
+    (all > 0).then(|| format!("{good} of {all} recordings replayed into a fresh destination, memory equal"))
 }
 
 /// Rows or columns of the matrix: the builds in their order, then the stand-in.

@@ -16,6 +16,6 @@ pub(super) fn run(bench: &Bench<'_>) -> Run<()> {
             let address = format!("file:{file}");
             pair::stored(bench, &address, || Ok(()), &address)
         }
-        _ => pair::live(bench, |target, _| Ok(target.to_owned()), || Ok(())),
+        _ => pair::live(bench, pair::Ends::of(bench)?, |target, _| Ok(target.to_owned()), || Ok(())),
     }
 }

@@ -1,7 +1,7 @@
 //! Runs cells: a few at a time, each in a folder of its own, each with a verdict whatever happens to it.
 //!
 //! ```text
-//! queue -> worker 1..jobs -> decide -> steps (direct, standin_dest, standin_source, standins, proxy, snapshot) -> verdict -> main
+//! queue -> worker 1..jobs -> decide -> steps (direct, standin_dest, .., replay, trouble) -> verdict -> [encore] -> main
 //! ```
 //!
 //! Whatever a cell started dies with it, also when the judge itself panics inside it: the panic becomes the cell's
@@ -9,16 +9,23 @@
 
 mod bitmaps;
 mod conversation;
+mod convert;
 mod direct;
+mod encore;
+mod import;
 mod pair;
 mod proxy;
+mod replay;
 mod snapshot;
 mod standin_dest;
 mod standin_source;
 mod standins;
 mod steps;
 mod template;
+mod trouble;
+mod verdict;
 
+use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -28,18 +35,21 @@ use std::time::{Duration, Instant};
 use crate::cases::{Cell, Kind};
 use crate::expected::{self, Entry};
 use crate::failure::{Class, Failure, Run};
+use crate::outcome::Outcome;
 use crate::process::{Deadline, Ledger, interrupted};
 use crate::qemu::Place;
 use crate::report;
 use crate::results::{CellResult, Verdict};
 use crate::support::{Decision, Inventory, Setup};
-use crate::variant::Outcome;
 
 pub(crate) use conversation::{follow, open};
 pub(crate) use template::Templates;
 
 /// Memory images are big; after so many failures their images are no news.
 const KEPT_IMAGES: usize = 10;
+
+/// The recording of a cell.
+const CAPTURE: &str = "capture.pcapng";
 
 /// For a migwire command to end once its peer is done.
 const TOOL_END: Duration = Duration::from_secs(30);
@@ -55,6 +65,8 @@ pub(crate) struct Env {
     pub(crate) templates: Templates,
     pub(crate) expected: Vec<Entry>,
     pub(crate) keep_always: bool,
+    /// Whether each recording of a cell that passed is played to a fresh destination.
+    pub(crate) replay: bool,
     /// The start of every reproducing command: program and the options that change what runs.
     pub(crate) reproduce: String,
     pub(crate) images_left: AtomicUsize,
@@ -73,7 +85,19 @@ pub(crate) struct Bench<'e> {
     setup: Setup,
     place: Place,
     /// Memory that must lie in a file system in memory; gone when the cell is over.
-    scratch: std::cell::RefCell<Vec<tempfile::TempPath>>,
+    scratch: RefCell<Vec<tempfile::TempPath>>,
+    found: RefCell<Found>,
+}
+
+/// What a cell found out beside its success.
+#[derive(Debug, Clone, Default)]
+struct Found {
+    /// What became of a migration that was troubled, and what was said about it.
+    outcome: Option<(Outcome, String)>,
+    /// What a reader of the table should know, although it went well.
+    note: Option<String>,
+    /// The image that a recording in this cell has to bring about.
+    sent: Option<PathBuf>,
 }
 
 /// Runs all cells, `jobs` at a time, and hands each result over as soon as it is there.
@@ -134,7 +158,9 @@ fn run_cell(env: &Env, cell: &Cell) -> CellResult {
     let began = Instant::now();
     result.machine_type = Some(setup.machine.kind.clone());
     let dir = env.out.join("cells").join(result.dir_name());
-    let outcome = prepare(&dir).and_then(|()| {
+    if let Err(failure) = prepare(&dir) {
+        verdict::decide(&mut result, Err(failure), &Found::default(), None);
+    } else {
         let place = Place {
             dir: dir.clone(),
             sockets: env.sockets.clone(),
@@ -142,41 +168,22 @@ fn run_cell(env: &Env, cell: &Cell) -> CellResult {
             deadline: Deadline::after(Duration::from_secs(cell.case.timeout)),
         };
         let ledger = place.ledger.clone();
-        let bench = Bench { env, cell, setup, place, scratch: std::cell::RefCell::default() };
-        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| bench.run()));
+        let bench = Bench { env, cell, setup, place, scratch: RefCell::default(), found: RefCell::default() };
+        let guarded = |work: &dyn Fn() -> Run<()>| {
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|_| {
+                Err(Failure::new(Class::Environment, "the judge panicked; see its stderr"))
+            })
+        };
+        let outcome = guarded(&|| bench.run());
+        let found = bench.found.borrow().clone();
+        let expectation = cell.case.variant.expectation(&cell.source, &cell.destination);
+        verdict::decide(&mut result, outcome, &found, expectation);
+        result.seconds = rounded(began);
+        if env.replay && result.verdict == Verdict::Pass {
+            result.replay = encore::play(&bench, &guarded);
+        }
         result.processes = ledger.records();
-        outcome
-            .unwrap_or_else(|_| Err(Failure::new(Class::Environment, "the judge panicked; see its stderr")))
-    });
-    let expectation = cell.case.variant.expectation(&cell.source, &cell.destination);
-    match (outcome, expectation) {
-        (Ok(()), None) => result.verdict = Verdict::Pass,
-        (Ok(()), Some(expect)) if expect.outcome.contains(&Outcome::Luck) => {
-            result.verdict = Verdict::Pass;
-            result.reason = Some(format!("{}, as may be: {}", Outcome::Luck, expect.reason));
-        }
-        (Ok(()), Some(expect)) => {
-            result.verdict = Verdict::Fail;
-            result.reason =
-                Some(format!("went well, but {} was expected: {}", expect.words(), expect.reason));
-        }
-        (Err(failure), Some(expect)) if expect.is_met(&failure).is_some() => {
-            let outcome = expect.is_met(&failure).map(|outcome| outcome.to_string()).unwrap_or_default();
-            result.verdict = Verdict::Pass;
-            result.class = Some(failure.class);
-            result.reason = Some(format!("{outcome}, as expected: {} [{}]", expect.reason, failure.text));
-        }
-        (Err(failure), _) => {
-            result.verdict =
-                if failure.class == Class::Interrupted { Verdict::NotRun } else { Verdict::Fail };
-            result.class = Some(failure.class);
-            result.reason = Some(match expectation {
-                Some(expect) => format!("{} was expected, but: {}", expect.words(), failure.text),
-                None => failure.text,
-            });
-        }
     }
-    result.seconds = (began.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
     expected::judge(&env.expected, &mut result);
     tidy(env, &dir, &mut result);
     result.dir = Some(format!("cells/{}", result.dir_name()));
@@ -187,16 +194,24 @@ fn run_cell(env: &Env, cell: &Cell) -> CellResult {
     result
 }
 
+fn rounded(began: Instant) -> f64 {
+    (began.elapsed().as_secs_f64() * 1000.0).round() / 1000.0
+}
+
 impl Bench<'_> {
-    fn run(self) -> Run<()> {
+    fn run(&self) -> Run<()> {
         match self.cell.case.kind {
-            Kind::Direct => direct::run(&self),
-            Kind::StockToStandin => standin_dest::run(&self),
-            Kind::StandinToStock => standin_source::run(&self),
-            Kind::StandinToStandin => standins::run(&self),
-            Kind::StockToProxyToStock => proxy::run(&self),
-            Kind::Savevm => snapshot::savevm(&self),
-            Kind::BackgroundSnapshot => snapshot::background(&self),
+            Kind::Direct => direct::run(self),
+            Kind::StockToStandin => standin_dest::run(self),
+            Kind::StandinToStock => standin_source::run(self),
+            Kind::StandinToStandin => standins::run(self),
+            Kind::StockToProxyToStock => proxy::run(self),
+            Kind::Savevm => snapshot::savevm(self),
+            Kind::BackgroundSnapshot => snapshot::background(self),
+            Kind::Replay => replay::run(self),
+            Kind::Convert => convert::run(self),
+            Kind::Import => import::run(self),
+            Kind::Trouble => trouble::run(self),
         }
     }
 }
@@ -218,7 +233,8 @@ fn is_log(name: &str) -> bool {
 
 /// Removes the bulk of a cell that went well, and the memory images of all but the first few that did not.
 fn tidy(env: &Env, dir: &Path, result: &mut CellResult) {
-    let good = !matches!(result.verdict, Verdict::Fail | Verdict::ExpectedFail);
+    let is_replayed = result.replay.as_ref().is_none_or(|encore| encore.reason.is_none());
+    let good = is_replayed && !matches!(result.verdict, Verdict::Fail | Verdict::ExpectedFail);
     let keep_images = env.keep_always
         || (result.class == Some(Class::Mismatch)
             && env

@@ -14,20 +14,32 @@ pub(super) fn listen_address(bench: &Bench<'_>) -> String {
     }
 }
 
+/// A source and a destination that are to meet.
+pub(super) struct Ends {
+    pub(super) source: Vm,
+    pub(super) destination: Vm,
+}
+
+impl Ends {
+    /// The two ends that most cells have.
+    pub(super) fn of(bench: &Bench<'_>) -> Run<Self> {
+        let source = bench.source()?;
+        let destination = bench.destination(&bench.path("source.ram"))?;
+        Ok(Self { source, destination })
+    }
+}
+
 /// Both ends are up and talk at once; `between` turns the destination's address, and the one where it listens after a break, into the
 /// one for the source.
 pub(super) fn live(
     bench: &Bench<'_>,
+    ends: Ends,
     between: impl FnOnce(&str, &str) -> Run<String>,
     after: impl FnOnce() -> Run<()>,
 ) -> Run<()> {
-    let mut source = bench.source()?;
-    let mut destination = bench.destination(&bench.path("source.ram"))?;
+    let Ends { mut source, mut destination } = ends;
     let target = destination.migrate_incoming(&listen_address(bench))?;
-    let again = match bench.cell.case.transport {
-        Transport::Unix => bench.unix_address(),
-        _ => target.clone(),
-    };
+    let again = listen_again(bench, &target);
     let address = between(&target, &again)?;
     // Whoever stands between keeps its address.
     let to_source = if address == target { again.clone() } else { address.clone() };
@@ -42,10 +54,19 @@ pub(super) fn live(
             after()
         }
         Err(failure) => {
-            // The report of whoever stood between may hold the reason; the ends' failure is the news all the same.
+            // Whoever stood between ends with the two, and its report may hold the reason; their failure is the news all the same.
+            drop((source, destination));
             let _ = after();
             Err(failure)
         }
+    }
+}
+
+/// Where a destination listens again after a break.
+fn listen_again(bench: &Bench<'_>, target: &str) -> String {
+    match bench.cell.case.transport {
+        Transport::Unix => bench.unix_address(),
+        _ => target.to_owned(),
     }
 }
 
@@ -64,7 +85,10 @@ pub(super) fn stored(bench: &Bench<'_>, out: &str, after: impl FnOnce() -> Run<(
 fn settle(bench: &Bench<'_>, mut source: Vm, mut destination: Vm) -> Run<()> {
     bench.compare_bitmaps(&mut source, &mut destination)?;
     bench.check_release()?;
+    let role = source.role().to_owned();
     source.quit()?;
-    bench.inspect(&mut destination, &bench.sent_memory())?;
+    let sent = bench.sent_by(&role);
+    bench.inspect(&mut destination, &sent)?;
+    bench.found.borrow_mut().sent = Some(sent);
     destination.quit()
 }

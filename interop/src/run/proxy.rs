@@ -4,30 +4,42 @@ use std::cell::RefCell;
 
 use serde_json::Value;
 
-use super::{Bench, pair};
+use super::{Bench, CAPTURE, pair};
 use crate::cases::Transport;
 use crate::failure::{Class, Failure, Run};
 use crate::process::quote;
 use crate::tool::{PipedTool, ToolProcess, error_text};
 
-const CAPTURE: &str = "capture.pcapng";
-
 pub(super) fn run(bench: &Bench<'_>) -> Run<()> {
     match bench.cell.case.transport {
         Transport::Exec => piped(bench)?,
-        _ => live(bench)?,
+        _ => live(bench, pair::Ends::of(bench)?, "record", CAPTURE)?,
     }
     bench.verify(CAPTURE)
 }
 
-fn live(bench: &Bench<'_>) -> Run<()> {
+/// Lets two ends meet in front of a recorder of this name.
+pub(super) fn live(bench: &Bench<'_>, ends: pair::Ends, name: &str, capture: &str) -> Run<()> {
+    live_with(bench, ends, name, capture, |_| Ok(()))
+}
+
+/// The same, with something to do as soon as the destination's address is known.
+pub(super) fn live_with(
+    bench: &Bench<'_>,
+    ends: pair::Ends,
+    name: &str,
+    capture: &str,
+    before: impl FnOnce(&str) -> Run<()>,
+) -> Run<()> {
     let recorder = RefCell::new(None);
     pair::live(
         bench,
+        ends,
         |target, again| {
-            let mut arguments = arguments(bench, &pair::listen_address(bench), target);
+            before(target)?;
+            let mut arguments = arguments(bench, &pair::listen_address(bench), target, capture);
             arguments.extend(cuts(bench, target, again));
-            let mut process = ToolProcess::spawn(bench.tool(), "record", &arguments, &bench.place)?;
+            let mut process = ToolProcess::spawn(bench.tool(), name, &arguments, &bench.place)?;
             let address = process.address(&bench.place)?;
             *recorder.borrow_mut() = Some(process);
             Ok(address)
@@ -41,7 +53,7 @@ fn live(bench: &Bench<'_>) -> Run<()> {
 
 fn piped(bench: &Bench<'_>) -> Run<()> {
     let stream = bench.word("stream");
-    let arguments = arguments(bench, "-", &format!("file:{stream}"));
+    let arguments = arguments(bench, "-", &format!("file:{stream}"), CAPTURE);
     let recorder = PipedTool::new(bench.tool(), "record", &arguments, &bench.place);
     let uri = recorder.uri.clone();
     let after = || match recorder.finish(bench.place.deadline.within(super::TOOL_END))? {
@@ -51,8 +63,9 @@ fn piped(bench: &Bench<'_>) -> Run<()> {
     pair::stored(bench, &uri, after, &format!("exec:cat {}", quote(&stream)))
 }
 
-fn arguments(bench: &Bench<'_>, listen: &str, target: &str) -> Vec<String> {
-    let mut arguments = ["record", listen, target, "-o", &bench.word(CAPTURE)].map(String::from).to_vec();
+/// Words for a recorder.
+pub(super) fn arguments(bench: &Bench<'_>, listen: &str, target: &str, capture: &str) -> Vec<String> {
+    let mut arguments = ["record", listen, target, "-o", &bench.word(capture)].map(String::from).to_vec();
     arguments.extend(bench.bounds());
     arguments
 }

@@ -21,12 +21,12 @@ pub(super) fn savevm(bench: &Bench<'_>) -> Run<()> {
 
     let before = bench.path("source.ram");
     bench.fill(&before)?;
-    let mut spec = bench.spec("source", Ram::File(before.clone()), &Settings::default());
+    let mut spec = bench.spec("source", &bench.cell.source, Ram::File(before.clone()), &Settings::default());
     spec.disk = Some(Disk::Qcow2(image.clone()));
     spec.running = bench.dirtying();
     let mut source = Vm::start("source", bench.peer(&bench.cell.source)?, &spec, &bench.place)?;
     if bench.dirtying() {
-        bench.sign_of_life(&mut source, "source", 0)?;
+        bench.sign_of_life(&mut source, 0)?;
         source.stop()?;
     }
     source.human(&format!("savevm {NAME}"))?;
@@ -36,13 +36,14 @@ pub(super) fn savevm(bench: &Bench<'_>) -> Run<()> {
     let after = bench.path("destination.ram");
     ram::fill_byte(&after, bench.setup.machine.ram_bytes, 0xa5)
         .map_err(|e| Failure::environment(after.display(), e))?;
-    let mut spec = bench.spec("destination", Ram::File(after.clone()), &Settings::default());
+    let mut spec =
+        bench.spec("destination", &bench.cell.destination, Ram::File(after.clone()), &Settings::default());
     spec.disk = Some(Disk::Qcow2(image));
     spec.load_snapshot = Some(NAME.into());
     let mut destination =
         Vm::start("destination", bench.peer(&bench.cell.destination)?, &spec, &bench.place)?;
     bench.compare(&before, &after)?;
-    bench.resume(&mut destination, "destination")?;
+    bench.resume(&mut destination)?;
     destination.quit()
 }
 
@@ -56,11 +57,11 @@ pub(super) fn background(bench: &Bench<'_>) -> Run<()> {
         _ => (format!("exec:cat > {}", quote(&stream)), format!("exec:cat {}", quote(&stream))),
     };
     let side = &bench.cell.case.variant.source;
-    let mut spec = bench.spec("source", Ram::Private, side);
+    let mut spec = bench.spec("source", &bench.cell.source, Ram::Private, side);
     spec.running = true;
     let mut source = Vm::start("source", bench.peer(&bench.cell.source)?, &spec, &bench.place)?;
     bench.configure(&mut source, side, &["background-snapshot"])?;
-    bench.sign_of_life(&mut source, "source", 0)?;
+    bench.sign_of_life(&mut source, 0)?;
     source.set_parameters(open())?;
     source.migrate(&out)?;
     follow(&mut source, None, bench.place.deadline.within(TOOL_END))?;
@@ -73,12 +74,12 @@ pub(super) fn background(bench: &Bench<'_>) -> Run<()> {
     bench.verify("stream")?;
 
     let side = &bench.cell.case.variant.destination;
-    let mut spec = bench.spec("destination", Ram::Private, side);
+    let mut spec = bench.spec("destination", &bench.cell.destination, Ram::Private, side);
     spec.incoming = true;
     let mut destination =
         Vm::start("destination", bench.peer(&bench.cell.destination)?, &spec, &bench.place)?;
     destination.migrate_incoming(&back)?;
     bench.arrival(&mut destination, true)?;
-    bench.resume(&mut destination, "destination")?;
+    bench.resume(&mut destination)?;
     destination.quit()
 }

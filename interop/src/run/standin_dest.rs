@@ -4,13 +4,12 @@ use std::time::Duration;
 
 use serde_json::Value;
 
-use super::{Bench, TOOL_END, conversation, pair};
+use super::{Bench, CAPTURE, TOOL_END, conversation, pair};
 use crate::cases::Transport;
 use crate::failure::{Class, Failure, Run, both};
 use crate::ram::image_name;
 use crate::tool::{PipedTool, ToolProcess, error_text};
 
-const CAPTURE: &str = "capture.pcapng";
 const IMAGES: &str = "received.images";
 
 pub(super) fn run(bench: &Bench<'_>) -> Run<()> {
@@ -49,6 +48,7 @@ pub(super) fn run(bench: &Bench<'_>) -> Run<()> {
         let image = bench.path(IMAGES).join(image_name(&bench.setup.machine.ram_id));
         bench.compare(&bench.path("source.ram"), &image)?;
     }
+    bench.found.borrow_mut().sent = Some(bench.path("source.ram"));
     bench.verify(CAPTURE)?;
     source.quit()
 }

@@ -7,15 +7,13 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::{Bench, TOOL_END, conversation, pair};
+use super::{Bench, CAPTURE, TOOL_END, conversation, pair};
 use crate::cases::Transport;
 use crate::failure::{Class, Failure, Run, both};
 use crate::qemu::Vm;
 use crate::ram::{fill_mixed, image_name};
 use crate::relay::Relay;
 use crate::tool::{PipedTool, ToolProcess, error_text};
-
-const CAPTURE: &str = "capture.pcapng";
 
 pub(super) fn run(bench: &Bench<'_>) -> Run<()> {
     let case = &bench.cell.case;
@@ -50,6 +48,7 @@ pub(super) fn run(bench: &Bench<'_>) -> Run<()> {
         }
     }
     bench.inspect(&mut destination, &plan.memory)?;
+    bench.found.borrow_mut().sent = Some(plan.memory);
     // A stream that breaks a rule on purpose is not one that verifies.
     if !case.variant.send.iter().any(|word| word == "--break") {
         bench.verify(CAPTURE)?;

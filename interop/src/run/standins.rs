@@ -2,12 +2,11 @@
 
 use serde_json::Value;
 
-use super::{Bench, TOOL_END, pair};
+use super::{Bench, CAPTURE, TOOL_END, pair};
 use crate::failure::{Class, Failure, Run, both};
 use crate::ram::image_name;
 use crate::tool::{ToolProcess, error_text};
 
-const CAPTURE: &str = "capture.pcapng";
 /// A peer that says nothing for so long is not going to.
 const PATIENCE: &str = "4";
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::{Bench, bitmaps};
-use crate::cases::Guest;
+use crate::cases::{Guest, Kind};
 use crate::failure::{Class, Failure, Run};
 use crate::guest;
 use crate::peers::Peer;
@@ -79,21 +79,22 @@ impl Bench<'_> {
         self.cell.case.guest == Guest::Dirty
     }
 
-    pub(super) fn spec(&self, role: &str, ram: Ram, side: &Settings) -> VmSpec {
+    pub(super) fn spec(&self, role: &str, build: &str, ram: Ram, side: &Settings) -> VmSpec {
         let case = &self.cell.case;
         let mut spec = VmSpec::bare(self.setup.machine.clone());
         spec.ram = ram;
         spec.arguments =
             self.cell.case.variant.both.arguments.iter().chain(&side.arguments).cloned().collect();
-        if case.variant.expectation(&self.cell.source, &self.cell.destination).is_some() {
+        let is_bad = case.variant.expectation(&self.cell.source, &self.cell.destination).is_some();
+        if is_bad || case.kind == Kind::Trouble {
             // It is expected to hang, perhaps; nobody has to wait for long to see that.
             spec.answer = SHORT_ANSWER;
         }
         if case.variant.bitmaps {
             spec.arguments.extend(bitmaps::arguments());
         }
-        let globals =
-            if role == "source" { &self.setup.source_globals } else { &self.setup.destination_globals };
+        let is_source = build == self.cell.source;
+        let globals = if is_source { &self.setup.source_globals } else { &self.setup.destination_globals };
         for property in globals {
             spec.arguments.extend([String::from("-global"), property.clone()]);
         }
@@ -119,22 +120,28 @@ impl Bench<'_> {
 
     /// A source with its guest at work, or with memory full of patterns, ready to `migrate`.
     pub(super) fn source(&self) -> Run<Vm> {
+        self.source_as("source")
+    }
+
+    /// The same under another name, for a cell with more than one. Its memory is `ROLE.ram`.
+    pub(super) fn source_as(&self, role: &str) -> Run<Vm> {
         let case = &self.cell.case;
-        let memory = self.path("source.ram");
+        let build = &self.cell.source;
+        let memory = self.path(&format!("{role}.ram"));
         self.fill(&memory)?;
         let side = &case.variant.source;
-        let mut spec = self.spec("source", Ram::File(memory), side);
+        let mut spec = self.spec(role, build, Ram::File(memory), side);
         spec.running = self.dirtying();
-        let mut vm = Vm::start("source", self.peer(&self.cell.source)?, &spec, &self.place)?;
+        let mut vm = Vm::start(role, self.peer(build)?, &spec, &self.place)?;
         self.configure(&mut vm, side, if case.return_path { &["return-path"] } else { &[] })?;
         if self.dirtying() {
-            self.sign_of_life(&mut vm, "source", 0)?;
+            self.sign_of_life(&mut vm, 0)?;
         }
         if case.variant.bitmaps {
             self.make_bitmaps(&mut vm)?;
         }
         if self.releases() {
-            let (memory, copy) = (self.path("source.ram"), self.sent_memory());
+            let (memory, copy) = (self.path("source.ram"), self.sent_by(role));
             std::fs::copy(&memory, &copy).map_err(|e| Failure::environment(copy.display(), e))?;
         }
         Ok(vm)
@@ -145,9 +152,9 @@ impl Bench<'_> {
         self.cell.case.variant.source_has("release-ram")
     }
 
-    /// The image of what a stock source had to send.
-    pub(super) fn sent_memory(&self) -> PathBuf {
-        self.path(if self.releases() { "before.ram" } else { "source.ram" })
+    /// The image of what the source of this name had to send.
+    pub(super) fn sent_by(&self, role: &str) -> PathBuf {
+        if self.releases() { self.path("before.ram") } else { self.path(&format!("{role}.ram")) }
     }
 
     /// A source that releases its memory has less of it in the end.
@@ -188,23 +195,28 @@ impl Bench<'_> {
     ///
     /// `like` is the image that it must share if the stream leaves memory out.
     pub(super) fn destination(&self, like: &Path) -> Run<Vm> {
+        self.destination_as("destination", &self.cell.destination, &self.cell.case.variant.destination, like)
+    }
+
+    /// The same under another name, of another build, with other settings. Its memory is `ROLE.ram`.
+    pub(super) fn destination_as(&self, role: &str, build: &str, side: &Settings, like: &Path) -> Run<Vm> {
         let case = &self.cell.case;
-        let memory = self.path("destination.ram");
-        if case.variant.destination_has("postcopy-ram") {
+        let memory = self.path(&format!("{role}.ram"));
+        let has = |name: &str| case.variant.both.has(name) || side.has(name);
+        if has("postcopy-ram") {
             self.move_to_memory(&memory)?;
         }
         let filled = if case.variant.shared_ram {
             std::fs::copy(like, &memory).map(drop)
         } else {
-            let unwritten = if self.setup.zero_pages_in_packets { 0 } else { UNWRITTEN };
+            let unwritten = if self.setup.zero_pages_in_packets && has("multifd") { 0 } else { UNWRITTEN };
             ram::fill_byte(&memory, self.setup.machine.ram_bytes, unwritten)
         };
         filled.map_err(|e| Failure::environment(memory.display(), e))?;
-        let side = &case.variant.destination;
-        let mut spec = self.spec("destination", Ram::File(memory), side);
+        let mut spec = self.spec(role, build, Ram::File(memory), side);
         spec.incoming = true;
         spec.running = case.variant.running;
-        let mut vm = Vm::start("destination", self.peer(&self.cell.destination)?, &spec, &self.place)?;
+        let mut vm = Vm::start(role, self.peer(build)?, &spec, &self.place)?;
         self.configure(&mut vm, side, &[])?;
         Ok(vm)
     }
@@ -249,7 +261,7 @@ impl Bench<'_> {
     /// Looks at a destination that has everything: what it says, its memory, and whether its guest goes on.
     pub(super) fn inspect(&self, vm: &mut Vm, sent: &Path) -> Run<()> {
         let variant = &self.cell.case.variant;
-        let received = self.path("destination.ram");
+        let received = self.path(&format!("{}.ram", vm.role()));
         if let Some(shows) = &variant.shows {
             let reply = vm.query_migrate()?;
             if !shows.is_met(&reply) {
@@ -271,10 +283,10 @@ impl Bench<'_> {
         }
         if !variant.running {
             self.compare(sent, &received).map_err(|failure| self.keep(&received, failure))?;
-            return self.resume(vm, "destination");
+            return self.resume(vm);
         }
-        let before = console_length(&self.path("destination.console"));
-        self.sign_of_life(vm, "destination", before)?;
+        let before = self.console_length(vm);
+        self.sign_of_life(vm, before)?;
         vm.stop()?;
         match guest::compare(sent, &received) {
             Ok(Ok(_passes)) => Ok(()),
@@ -292,13 +304,13 @@ impl Bench<'_> {
     }
 
     /// Lets a loaded guest run, and sees it at work.
-    pub(super) fn resume(&self, vm: &mut Vm, role: &str) -> Run<()> {
+    pub(super) fn resume(&self, vm: &mut Vm) -> Run<()> {
         if !self.dirtying() {
             return Ok(());
         }
-        let before = console_length(&self.path(&format!("{role}.console")));
+        let before = self.console_length(vm);
         vm.cont()?;
-        self.sign_of_life(vm, role, before)?;
+        self.sign_of_life(vm, before)?;
         match vm.run_state()? {
             state if state == "running" => vm.stop(),
             state => Err(Failure::new(Class::Failed, format!("resumed, and then {state}")).of(vm.label())),
@@ -306,10 +318,9 @@ impl Bench<'_> {
     }
 
     /// Waits until the guest has written a few characters more than `before`.
-    pub(super) fn sign_of_life(&self, vm: &mut Vm, role: &str, before: u64) -> Run<()> {
-        let console = self.path(&format!("{role}.console"));
+    pub(super) fn sign_of_life(&self, vm: &mut Vm, before: u64) -> Run<()> {
         let deadline = self.place.deadline.within(SIGN_OF_LIFE);
-        while console_length(&console) < before + 2 {
+        while self.console_length(vm) < before + 2 {
             if let Err(failure) = vm.pause(deadline, "the guest to write to its debug console") {
                 // A silent guest in a QEMU that answers is another finding than a QEMU that is hung.
                 let state = if vm.fate() == Fate::Running { vm.run_state()? } else { return Err(failure) };
@@ -317,6 +328,12 @@ impl Bench<'_> {
             }
         }
         Ok(())
+    }
+
+    /// How much a guest has written to its debug console.
+    pub(super) fn console_length(&self, vm: &Vm) -> u64 {
+        let console = self.path(&format!("{}.console", vm.role()));
+        std::fs::metadata(console).map_or(0, |metadata| metadata.len())
     }
 
     /// Has the command parse, emit and compare a file. Only `identical` in every channel will do.
@@ -379,10 +396,6 @@ fn check_whole(report: &Value) -> Result<(), String> {
         true => Ok(()),
         false => Err(format!("not all of it is in the recording: postcopy {postcopy}")),
     }
-}
-
-fn console_length(path: &Path) -> u64 {
-    std::fs::metadata(path).map_or(0, |metadata| metadata.len())
 }
 
 #[cfg(test)]

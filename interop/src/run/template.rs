@@ -4,6 +4,7 @@
 //! from the very build that will load it, recorded in the same run. A template that could not be made is not tried
 //! again: every cell that needs it gets the same reason.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -70,18 +71,19 @@ fn record(bench: &Bench<'_>, key: &str) -> Run<PathBuf> {
         cell.case = Arc::new(Case { variant: Arc::default(), ..Case::clone(&cell.case) });
     }
     let setup = bench.setup.clone();
-    let bench = Bench { place, setup, env: bench.env, cell: &cell, scratch: std::cell::RefCell::default() };
+    let (env, scratch, found) = (bench.env, RefCell::default(), RefCell::default());
+    let bench = Bench { place, setup, env, cell: &cell, scratch, found };
     let side = &cell.case.variant.source;
     let memory = dir.join("source.ram");
     // An idle template is sent with other memory in place of its own, so its own may be empty.
     ram::fill_byte(&memory, bench.setup.machine.ram_bytes, 0)
         .map_err(|e| Failure::environment(memory.display(), e))?;
-    let mut spec = bench.spec("source", Ram::File(memory.clone()), side);
+    let mut spec = bench.spec("source", &cell.destination, Ram::File(memory.clone()), side);
     spec.running = bench.dirtying();
     let mut vm = Vm::start("source", bench.peer(&bench.cell.destination)?, &spec, &bench.place)?;
     bench.configure(&mut vm, side, &[])?;
     if bench.dirtying() {
-        bench.sign_of_life(&mut vm, "source", 0)?;
+        bench.sign_of_life(&mut vm, 0)?;
     }
     let file = dir.join("stream");
     bench.migrate(&mut vm, &format!("exec:cat > {}", quote(&file.to_string_lossy())))?;
