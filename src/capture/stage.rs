@@ -30,6 +30,9 @@ const CHUNKS: usize = 6;
 /// What a disk wants offsets, lengths and memory to be multiples of.
 const ALIGN: usize = 4096;
 
+/// Size of large pages.
+const LARGE: usize = 2 << 20;
+
 /// How long bytes wait when nothing follows them.
 pub(super) const PATIENCE: Duration = Duration::from_millis(50);
 
@@ -37,7 +40,8 @@ pub(super) const PATIENCE: Duration = Duration::from_millis(50);
 pub(super) struct Stage {
     disk: Arc<Disk>,
     thread: Option<JoinHandle<()>>,
-    chunk: Chunk,
+    /// The one that is filled; none at the end.
+    chunk: Option<Chunk>,
     /// Where it begins in the file.
     base: u64,
     filled: usize,
@@ -82,15 +86,21 @@ struct Full {
     mark: Mark,
 }
 
-/// Memory as disks want it.
+/// Memory as disks want it: in pages that are large, so that few have to be told to the disk.
 struct Chunk {
-    bytes: Vec<u8>,
+    bytes: Memory,
     start: usize,
 }
+
+#[cfg(feature = "transport")]
+type Memory = memmap2::MmapMut;
+#[cfg(not(feature = "transport"))]
+type Memory = Vec<u8>;
 
 impl Stage {
     /// Goes on behind what `file` holds. `settle` is called now and then when nothing else happens, to write what waits.
     pub(super) fn new(file: &File, mark: Mark, settle: impl Fn() + Send + 'static) -> io::Result<Self> {
+        let chunk = Some(Chunk::new()?);
         let (direct, file) = (direct(file), file.try_clone()?);
         let disk = Arc::new(Disk { state: Mutex::default(), changed: Condvar::new(), file, direct });
         disk.lock().count = 1;
@@ -101,7 +111,7 @@ impl Stage {
         // What is in front of it in the first chunk is in the file already.
         let written = (mark.file_bytes % ALIGN as u64) as usize;
         let base = mark.file_bytes - written as u64;
-        Ok(Self { disk, thread: Some(thread), chunk: Chunk::new(), base, filled: written, written, mark })
+        Ok(Self { disk, thread: Some(thread), chunk, base, filled: written, written, mark })
     }
 
     /// Appends bytes. `mark` is the state of the recording in front of the block that they are part of.
@@ -141,16 +151,19 @@ impl Stage {
     fn room(&mut self, mark: &Mark) -> Result<&mut [u8], Broken> {
         if self.filled == CHUNK {
             let chunk = self.disk.another()?;
-            self.give(chunk);
+            self.give(Some(chunk));
             (self.base, self.filled, self.written) = (self.base + CHUNK as u64, 0, 0);
             self.mark = *mark;
         }
-        Ok(&mut self.chunk.bytes_mut()[self.filled..])
+        match &mut self.chunk {
+            Some(chunk) => Ok(&mut chunk.bytes_mut()[self.filled..]),
+            None => Err((io::ErrorKind::BrokenPipe.into(), *mark)),
+        }
     }
 
     /// Has this chunk written, and goes on with the next one.
-    fn give(&mut self, next: Chunk) {
-        let chunk = std::mem::replace(&mut self.chunk, next);
+    fn give(&mut self, next: Option<Chunk>) {
+        let Some(chunk) = std::mem::replace(&mut self.chunk, next) else { return };
         let (base, written, filled, mark) = (self.base, self.written, self.filled, self.mark);
         self.disk.lock().full.push_back(Full { chunk, base, written, filled, mark });
         self.disk.changed.notify_all();
@@ -164,8 +177,8 @@ impl Stage {
         }
         let is_alone = state.full.is_empty() && state.free.len() + 1 == state.count;
         drop(state);
-        if is_alone && self.written < self.filled {
-            let bytes = &self.chunk.bytes()[self.written..self.filled];
+        if let Some(chunk) = self.chunk.as_ref().filter(|_| is_alone && self.written < self.filled) {
+            let bytes = &chunk.bytes()[self.written..self.filled];
             let written = self.disk.file.write_all_at(bytes, self.base + self.written as u64);
             written.map_err(|e| (e, self.mark))?;
             self.written = self.filled;
@@ -187,7 +200,7 @@ impl Stage {
 
     fn end(&mut self) {
         let Some(thread) = self.thread.take() else { return };
-        self.give(Chunk::empty());
+        self.give(None);
         self.disk.lock().is_closed = true;
         self.disk.changed.notify_all();
         if thread.thread().id() == thread::current().id() {
@@ -222,9 +235,12 @@ impl Disk {
             if let Some(chunk) = state.free.pop() {
                 return Ok(chunk);
             }
-            if state.count < CHUNKS {
+            // Without memory for one more, those that there are must do.
+            if state.count < CHUNKS
+                && let Ok(chunk) = Chunk::new()
+            {
                 state.count += 1;
-                return Ok(Chunk::new());
+                return Ok(chunk);
             }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
@@ -278,23 +294,32 @@ impl Disk {
 }
 
 impl Chunk {
-    fn new() -> Self {
-        let bytes = vec![0; CHUNK + ALIGN];
-        let start = bytes.as_ptr().align_offset(ALIGN).min(ALIGN);
-        Self { bytes, start }
-    }
-
-    fn empty() -> Self {
-        Self { bytes: Vec::new(), start: 0 }
+    fn new() -> io::Result<Self> {
+        let bytes = memory(CHUNK + LARGE)?;
+        let start = bytes.as_ptr().align_offset(LARGE).min(LARGE);
+        Ok(Self { bytes, start })
     }
 
     fn bytes(&self) -> &[u8] {
-        self.bytes.get(self.start..self.start + CHUNK).unwrap_or_default()
+        &self.bytes[self.start..self.start + CHUNK]
     }
 
     fn bytes_mut(&mut self) -> &mut [u8] {
-        self.bytes.get_mut(self.start..self.start + CHUNK).unwrap_or_default()
+        &mut self.bytes[self.start..self.start + CHUNK]
     }
+}
+
+#[cfg(feature = "transport")]
+fn memory(len: usize) -> io::Result<Memory> {
+    let memory = Memory::map_anon(len)?;
+    // Only faster, never needed.
+    let _ = memory.advise(memmap2::Advice::HugePage);
+    Ok(memory)
+}
+
+#[cfg(not(feature = "transport"))]
+fn memory(len: usize) -> io::Result<Memory> {
+    Ok(vec![0; len])
 }
 
 /// Another way to the same file, past the page cache.
