@@ -12,8 +12,8 @@ use migwire::multifd::{Framer, SyncMode, ZeroPages};
 use migwire::stream::Event;
 use migwire::wire::xbzrle;
 use migwire::wire::{
-    Advise, Bulk, Command, ConfigurationSubsection, FileHeader, Method, MultifdHello, PageBody, PageWord,
-    RamBlock, RamFlags, SectionKind, Wire as _,
+    Advise, Bulk, Command, ConfigurationSubsection, Discard, DiscardRange, FileHeader, Method, MultifdHello,
+    Name, PageBody, PageWord, RamBlock, RamFlags, SectionKind, Wire as _,
 };
 
 use super::small::{RAM, Small};
@@ -309,6 +309,19 @@ impl<'a, 'b> Maker<'a, 'b> {
     }
 
     fn postcopy(&mut self) {
+        // What comes again is discarded before, and that is a page at least: no destination runs without a discard.
+        let again: BTreeSet<_> = (0..1 + self.recipe.below(16)).map(|_| self.any_page()).collect();
+        for (block, (name, _)) in BLOCKS.iter().enumerate() {
+            let range = |(_, page): &(usize, u64)| DiscardRange {
+                start: page * self.page_size,
+                length: self.page_size,
+            };
+            let ranges: Vec<_> = again.iter().filter(|page| page.0 == block).map(range).collect();
+            if !ranges.is_empty() {
+                let discard = Discard { version: 0, block: Name(name.as_bytes()), nil: 0, ranges };
+                self.add(|main| main.command(Command::PostcopyRamDiscard(discard)));
+            }
+        }
         let inside = Small::default().command(Command::PostcopyListen).device("device", b"state");
         let inside = match self.recipe.below(3) {
             0 => inside,
@@ -327,15 +340,11 @@ impl<'a, 'b> Maker<'a, 'b> {
             self.urgent = Some(Small::default());
         }
         self.last = [None; 2];
-        let mut used = BTreeSet::new();
         // Nothing waits for SYNC in postcopy where these are read.
         let sync = std::mem::replace(&mut self.sync, SyncMode::PerRound);
         self.section(SectionKind::END);
-        for _ in 0..self.recipe.below(16) {
-            let (block, page) = self.any_page();
-            if used.insert((block, page)) {
-                self.page_in_postcopy(block, page);
-            }
+        for (block, page) in again {
+            self.page_in_postcopy(block, page);
         }
         self.end_section();
         self.sync = sync;
