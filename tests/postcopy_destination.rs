@@ -328,6 +328,42 @@ fn a_preempt_channel_may_stay_silent() {
 }
 
 #[test]
+fn an_urgent_page_may_be_quicker_than_its_discard_and_slower_than_the_end() {
+    let (arrival, ..) = run(destination, |address| {
+        let mut script = Script::begin(address, true);
+        script.part(&(0..40).collect::<Vec<_>>());
+        let preempt = connect(address);
+        (&preempt).write_all(&urgent(1, true)).unwrap();
+        // Long enough to be read, by someone who would.
+        thread::sleep(Duration::from_millis(100));
+        script.switch(1..3);
+        script.part(&[40, 41, 42, 43, 44, 45, 46, 47]);
+        script.end();
+        thread::sleep(Duration::from_millis(100));
+        (&preempt).write_all(&urgent(2, false)).unwrap();
+        assert_eq!((script.hear(), script.hear()), (Said::Pong, Said::Shut(0)));
+    });
+    assert_eq!((text(&arrival), arrival.missing_pages), (String::new(), Some(0)));
+}
+
+#[test]
+fn the_preempt_channel_may_come_behind_the_end() {
+    let (arrival, _, ram) = run(destination, |address| {
+        let mut script = Script::begin(address, true);
+        script.part(&(0..40).collect::<Vec<_>>());
+        script.switch(1..2);
+        script.part(&[40, 41, 42, 43, 44, 45, 46, 47]);
+        script.end();
+        thread::sleep(Duration::from_millis(100));
+        let preempt = connect(address);
+        (&preempt).write_all(&urgent(1, true)).unwrap();
+        assert_eq!((script.hear(), script.hear()), (Said::Pong, Said::Shut(0)));
+    });
+    assert_eq!((text(&arrival), arrival.missing_pages), (String::new(), Some(0)));
+    assert!(ram == all());
+}
+
+#[test]
 fn pages_that_never_come_are_told() {
     let (arrival, said, _) = run(destination, |address| {
         let mut script = Script::begin(address, true);

@@ -125,6 +125,8 @@ pub(super) struct State {
     pub(super) preempt: Option<PreemptArrival>,
     /// The main channel has named its blocks, and whether postcopy may follow.
     pub(super) surveyed: bool,
+    /// LISTEN has come: what was to be discarded before postcopy is.
+    pub(super) listens: bool,
     /// Postcopy runs, and what breaks is not the end of it.
     pub(super) can_pause: bool,
     pub(super) paused: bool,

@@ -148,9 +148,18 @@ impl Channels {
         self.paging().is_some()
     }
 
-    /// Whether a preempt channel has shown itself.
-    pub(super) fn has_preempt(&self) -> bool {
-        self.state().preempt.is_some()
+    /// Nothing more is discarded: pages of the preempt channel may be taken.
+    pub(super) fn note_listening(&self) {
+        self.change(|state| state.listens = true);
+    }
+
+    /// Waits for that, or for the end. A source fills the preempt channel behind LISTEN only; but that goes over another connection, and
+    /// what overtakes a DISCARD there would be thrown away by it. Stock destinations begin to read the channel at LISTEN.
+    pub(super) fn await_listening(&self) {
+        let mut state = self.state();
+        while !state.listens && !state.paused && state.end.is_none() {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
     }
 
     /// Says which pages of a block have arrived.
@@ -161,6 +170,11 @@ impl Channels {
             return Ok(());
         };
         voice.say_received(found, requests.page_size(), received)
+    }
+
+    /// Pages that have not come.
+    pub(super) fn missing_pages(&self) -> u64 {
+        self.paging().as_ref().map_or(0, |paging| paging.requests.missing())
     }
 
     /// An error if pages have not come.

@@ -29,6 +29,7 @@ pub(super) fn serve(channels: &Channels, connection: &Connection, first: Vec<u8>
     let channel = channels.begin_preempt();
     // It may wait for as long as nobody asks for anything; the end of the migration ends it.
     connection.set_read_timeout(None)?;
+    channels.await_listening();
     let (blocks, page_size) = match &*channels.paging() {
         Some(paging) => (Arc::clone(paging.requests.blocks()), paging.requests.page_size()),
         None => return Ok(()),

@@ -36,7 +36,7 @@ pub(super) struct Reception<'a, 'b> {
 /// How often the watcher is told, at most.
 const WATCH_INTERVAL: Duration = Duration::from_millis(100);
 
-/// How long pages of the preempt channel may come behind the end of the main channel.
+/// How long nothing may come of the pages that are missing at the end of the main channel.
 const URGENT: Duration = Duration::from_secs(2);
 
 /// Pages between two looks at the clock.
@@ -60,18 +60,20 @@ impl Reception<'_, '_> {
         self.await_urgent(parser.grammar())
     }
 
-    /// What was asked for last may still be on its way on the preempt channel.
+    /// What the preempt channel brings may come behind the end of the main one, and so may the channel itself: a source that nobody asks
+    /// for anything may open it, fill it and be done before anyone has looked at it.
     fn await_urgent(&self, grammar: &Grammar) -> Result<()> {
         if !grammar.is_postcopy() {
             return Ok(());
         }
-        let begin = Instant::now();
+        let (mut fewest, mut begin) = (u64::MAX, Instant::now());
         loop {
-            let checked = self.channels.check_all_pages();
-            let may_come =
-                self.channels.has_preempt() && begin.elapsed() < URGENT && !self.channels.is_over();
-            if checked.is_ok() || !may_come {
-                return checked;
+            let missing = self.channels.missing_pages();
+            if missing < fewest {
+                (fewest, begin) = (missing, Instant::now());
+            }
+            if missing == 0 || begin.elapsed() >= URGENT || self.channels.is_over() {
+                return self.channels.check_all_pages();
             }
             std::thread::sleep(URGENT / 100);
         }
@@ -193,6 +195,10 @@ impl Reception<'_, '_> {
             },
             Command::PostcopyRamDiscard(discard) => {
                 self.channels.discard(discard, grammar);
+                Ok(())
+            }
+            Command::PostcopyListen => {
+                self.channels.note_listening();
                 Ok(())
             }
             Command::PostcopyRun => {
