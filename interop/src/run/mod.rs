@@ -7,6 +7,7 @@
 //! Whatever a cell started dies with it, also when the judge itself panics inside it: the panic becomes the cell's
 //! verdict, and the processes are killed by their destructors on the way up.
 
+mod about;
 mod bitmaps;
 mod conversation;
 mod convert;

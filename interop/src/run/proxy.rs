@@ -66,6 +66,7 @@ fn piped(bench: &Bench<'_>) -> Run<()> {
 /// Words for a recorder.
 pub(super) fn arguments(bench: &Bench<'_>, listen: &str, target: &str, capture: &str) -> Vec<String> {
     let mut arguments = ["record", listen, target, "-o", &bench.word(capture)].map(String::from).to_vec();
+    arguments.extend(bench.about());
     arguments.extend(bench.bounds());
     arguments
 }

@@ -68,6 +68,7 @@ fn arguments(bench: &Bench<'_>, address: &str) -> Vec<String> {
     }
     arguments.extend(bench.cell.case.variant.recv.iter().cloned());
     arguments.extend(bench.cell.case.variant.cuts());
+    arguments.extend(bench.about());
     arguments.extend(bench.bounds());
     arguments
 }

@@ -160,6 +160,7 @@ impl Plan {
         arguments.extend(variant.preempt().then(|| String::from("--preempt")));
         arguments.extend(variant.cuts());
         arguments.extend(["--return-path", return_path, "-o", &bench.word(CAPTURE)].map(String::from));
+        arguments.extend(bench.about());
         let mut bounds = bench.bounds();
         // Standard output is the channel then, so there is no place for a report.
         if address == "-" {

@@ -38,6 +38,7 @@ fn receive(bench: &Bench<'_>) -> Vec<String> {
         arguments.extend([String::from("--channels"), multifd.channels.to_string()]);
     }
     arguments.extend(variant.recv.iter().cloned());
+    arguments.extend(bench.about());
     arguments.extend(["--timeout", PATIENCE, "--deadline", "15", "--json"].map(String::from));
     arguments
 }
