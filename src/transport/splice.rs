@@ -10,6 +10,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::io::Errno;
 use rustix::pipe::{PipeFlags, SpliceFlags};
 
@@ -63,6 +64,22 @@ impl Connection {
             Err(Errno::INVAL | Errno::NOSYS) => Ok(None),
             Err(e) => Err(silence(e.into(), "nothing was received in time")),
         }
+    }
+
+    /// Whether there is something to read, be it the end.
+    pub(crate) fn has_bytes(&self) -> bool {
+        self.is_ready(PollFlags::IN)
+    }
+
+    /// Whether something can be written without waiting.
+    pub(crate) fn takes_bytes(&self) -> bool {
+        self.is_ready(PollFlags::OUT)
+    }
+
+    fn is_ready(&self, flags: PollFlags) -> bool {
+        let Some(socket) = self.socket() else { return false };
+        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::event::poll(&mut [PollFd::new(socket, flags)], Some(&at_once)).is_ok_and(|ready| ready > 0)
     }
 
     /// Writes bytes of a pipe, up to `len` that are in it; at least one. `None` if this connection is not made for that; then

@@ -3,7 +3,8 @@
 //! ```text
 //! pump: tee --> pipe --> pipe --> thread "proxy-N-aside": ChannelTap::record_from --> back to the pump
 //! ```
-//! Forwarding does not wait for copying, as long as there is an empty pipe. What was forwarded later and is recorded at once, an
+//! Forwarding does not wait for copying, as long as there is an empty pipe. A pipe is handed over when it is worth while, and at once when
+//! nothing more has come or the peer takes nothing more. What was forwarded later and is recorded at once, an
 //! answer above all, waits in [`Backlog`] for what is still on this way, so that the recording has it in that order.
 
 use std::collections::BTreeSet;
@@ -11,11 +12,18 @@ use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use crate::capture::{ChannelTap, Direction, Timestamp};
 use crate::transport::Pipe;
+
+/// What is handed over at once. To wake a thread costs more than to copy a few pages.
+const BATCH: usize = 512 << 10;
+
+/// How long an answer waits to be recorded behind what went before it. A peer that takes nothing for longer holds only its own channel up.
+const ORDER: Duration = Duration::from_millis(500);
 
 /// Pipes of one direction: one that is filled, one that is emptied, one that waits for either.
 const PIPES: usize = 3;
@@ -26,6 +34,8 @@ pub(super) struct Aside {
     pipe: Pipe,
     /// Bytes of it that were forwarded.
     taken: usize,
+    /// Their place in the backlog, from the first of them on.
+    ticket: Option<u64>,
     empty: Receiver<Pipe>,
     full: Option<Sender<Full>>,
     backlog: Arc<Backlog>,
@@ -67,6 +77,7 @@ impl Aside {
         Ok(Self {
             pipe,
             taken: 0,
+            ticket: None,
             empty,
             full: Some(full),
             backlog: Arc::clone(backlog),
@@ -74,26 +85,38 @@ impl Aside {
         })
     }
 
-    /// Takes up to `len` bytes of `through`, which keeps them. The pipe here is empty.
-    pub(super) fn double(&self, through: &Pipe, len: usize) -> io::Result<usize> {
-        through.tee(&self.pipe, len)
+    /// Takes up to `len` bytes of `through`, which keeps them. All that was taken before has been forwarded.
+    pub(super) fn double(&mut self, through: &Pipe, len: usize) -> io::Result<usize> {
+        match through.tee(&self.pipe, len) {
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock && self.taken > 0 => {
+                self.hand_over()?;
+                through.tee(&self.pipe, len)
+            }
+            taken => taken,
+        }
     }
 
     /// So many of them have been forwarded.
     pub(super) fn note(&mut self, taken: usize) {
         self.taken += taken;
+        if self.ticket.is_none() {
+            self.ticket = Some(self.backlog.enter());
+        }
+    }
+
+    /// Whether it is worth while to have them recorded now.
+    pub(super) fn is_due(&self) -> bool {
+        self.taken >= BATCH
     }
 
     /// Has the bytes that were forwarded recorded, and goes on with an empty pipe.
     pub(super) fn hand_over(&mut self) -> io::Result<()> {
         let len = std::mem::take(&mut self.taken);
-        if len == 0 {
-            return Ok(());
-        }
+        let Some(ticket) = self.ticket.take() else { return Ok(()) };
         // Waits for the file, if that is slower than the network.
         let next = self.empty.recv().map_err(io::Error::other)?;
         let pipe = std::mem::replace(&mut self.pipe, next);
-        let full = Full { pipe, len, time: Timestamp::now(), ticket: self.backlog.enter() };
+        let full = Full { pipe, len, time: Timestamp::now(), ticket };
         match self.full.as_ref().map(|sender| sender.send(full)) {
             Some(Ok(())) => Ok(()),
             _ => Err(io::Error::other("the thread that records has ended")),
@@ -144,15 +167,17 @@ impl Backlog {
         self.changed.notify_all();
     }
 
-    /// Waits until everything is recorded that is in it now.
+    /// Waits until everything is recorded that is in it now, but no longer than [`ORDER`]: whoever waits forwards nothing meanwhile.
     pub(super) fn wait(&self) {
         if self.count.load(Ordering::Acquire) == 0 {
             return;
         }
+        let begin = Instant::now();
         let mut tickets = self.lock();
         let end = tickets.next;
         while tickets.open.first().is_some_and(|first| *first < end) {
-            tickets = self.changed.wait(tickets).unwrap_or_else(PoisonError::into_inner);
+            let Some(left) = ORDER.checked_sub(begin.elapsed()) else { return };
+            tickets = self.changed.wait_timeout(tickets, left).unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 

@@ -45,6 +45,12 @@ impl Pump {
         let Ok(through) = Pipe::new(PIPE) else { return Ok(Way::Copy) };
         let Ok(mut aside) = self.aside().transpose() else { return Ok(Way::Copy) };
         loop {
+            // Nothing waits here for bytes that may never come.
+            if let Some(aside) = aside.as_mut().filter(|_| !from.has_bytes())
+                && aside.hand_over().is_err()
+            {
+                return Ok(Way::Copy);
+            }
             let count = match from.splice_into(&through, PIPE) {
                 Ok(None) => return Ok(Way::Copy),
                 Ok(Some(0)) => return Ok(Way::Over),
@@ -82,7 +88,7 @@ impl Pump {
         let mut doubled = 0;
         while left > 0 {
             if doubled == 0 {
-                let more = aside.as_ref().map_or(Ok(left), |aside| aside.double(through, left));
+                let more = aside.as_mut().map_or(Ok(left), |aside| aside.double(through, left));
                 let Ok(more) = more else { break };
                 doubled = more;
             }
@@ -95,7 +101,7 @@ impl Pump {
             self.count(taken);
             if let Some(aside) = &mut aside {
                 aside.note(taken);
-                if doubled == 0 && aside.hand_over().is_err() {
+                if doubled == 0 && (aside.is_due() || !to.takes_bytes()) && aside.hand_over().is_err() {
                     break;
                 }
             }
