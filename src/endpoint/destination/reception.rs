@@ -254,8 +254,10 @@ impl Received {
         let bytes = channels.bytes.load(Ordering::Relaxed);
         let closed: Closed = channels.close();
         let mut memory = closed.memory;
+        // What came before a failure is kept as well.
+        let written = memory.flush();
         // A channel that has failed has ended the main channel too; its error is the reason.
-        let outcome = closed.failure.map_or(Ok(()), Err).and(self.outcome).and_then(|()| memory.flush());
+        let outcome = closed.failure.map_or(Ok(()), Err).and(self.outcome).and(written);
         // A source that waits for SHUT learns of the failure by it; that nobody reads it any more changes nothing.
         let shut = Message::Shut(u32::from(outcome.is_err()));
         let told = self.answers.map_or(Ok(()), |mut answers| answers.say(&shut));
