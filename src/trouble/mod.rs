@@ -29,7 +29,8 @@
 //! |---|---|
 //! | `byte N of CHANNEL` | |
 //! | `page N` | `flags`, `word`, `data` |
-//! | `packet N`, `SYNC [N]`, `idx N` (device state) `of CHANNEL` | `magic`, `version`, `flags`, `pages`, `size`, `number`, `zero`, `block`, `offsets`, `data` |
+//! | `idx N of CHANNEL` (device state) | `magic`, `version`, `flags`, `data` |
+//! | `packet N`, `SYNC [N]` `of CHANNEL` | `magic`, `version`, `flags`, `pages`, `size`, `number`, `zero`, `block`, `offsets`, `data` |
 //! | `hello of CHANNEL` | `magic`, `version`, `uuid`, `id` |
 //! | `section NAME [N]`, `eos [N]` | `kind`, `id`; `word` |
 //! | a command by QEMU's name, `POSTCOPY_RUN [N]` | `code`, `length`, `data` |

@@ -41,7 +41,11 @@ fn on(dice: &mut Dice, place: Place, channel: Option<Channel>, is_byte: bool) ->
         5 => Action::Duplicate,
         6 => Action::Trickle(1 + dice.below(4096)),
         _ if is_byte => Action::Flip(dice.below(8) as u32, None),
-        _ => Action::Flip(dice.below(8) as u32, Some("data".to_owned())),
+        _ => {
+            let fields = place.fields();
+            let field = fields[dice.below(fields.len() as u64) as usize];
+            Action::Flip(dice.below(8) as u32, Some(field.to_owned()))
+        }
     };
     let is_record = matches!(action, Action::Drop | Action::Duplicate | Action::Flip(..));
     let position = if is_record { Position::At } else { position };

@@ -112,6 +112,25 @@ pub enum Channel {
     Multifd(u8),
 }
 
+impl Place {
+    /// Names of what can be changed there.
+    pub(super) fn fields(&self) -> &'static [&'static str] {
+        match self {
+            Self::Byte(_) => &[],
+            Self::Page(_) => &["flags", "word", "data"],
+            Self::Packet(_) | Self::Sync(_) => {
+                &["magic", "version", "flags", "pages", "size", "number", "zero", "block", "offsets", "data"]
+            }
+            Self::Idx(_) => &["magic", "version", "flags", "data"],
+            Self::Hello => &["magic", "version", "uuid", "id"],
+            Self::Section(..) => &["kind", "id"],
+            Self::Eos(_) => &["flags", "word"],
+            Self::Command(..) => &["code", "length", "data"],
+            Self::Message(..) => &["kind", "length", "data"],
+        }
+    }
+}
+
 impl fmt::Display for Script {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (number, rule) in self.rules.iter().enumerate() {
@@ -333,7 +352,21 @@ impl<'a> Words<'a> {
         if !self.has(&["in"]) {
             return Err(self.expected("in"));
         }
-        self.on_record(Action::Flip(bit, Some(field)))
+        let rule = self.on_record(Action::Flip(bit, Some(field.clone())))?;
+        Self::with_field(rule, &field)
+    }
+
+    /// The rule, if its place can have that field.
+    fn with_field(rule: Rule, field: &str) -> Result<Rule> {
+        let fields = rule.spot.as_ref().map_or(&[][..], |spot| spot.place.fields());
+        if fields.contains(&field) {
+            return Ok(rule);
+        }
+        let message = match fields {
+            [] => format!("\"{rule}\": no fields are known there"),
+            _ => format!("\"{rule}\": there is no field \"{field}\" there, but {}", fields.join(", ")),
+        };
+        Err(Error::nowhere(ErrorKind::Misuse, "trouble script", message))
     }
 
     fn set(&mut self) -> Result<Rule> {
@@ -345,7 +378,8 @@ impl<'a> Words<'a> {
         if !self.has(&["in"]) {
             return Err(self.expected("in"));
         }
-        self.on_record(Action::Set(field, value))
+        let rule = self.on_record(Action::Set(field.clone(), value))?;
+        Self::with_field(rule, &field)
     }
 
     fn swap(&mut self) -> Result<Rule> {
@@ -551,6 +585,9 @@ mod tests {
             ("swap main multifd-0", "two multifd channels"),
             ("cut at page 1 please", "where \"please\" stands, the end of the rule"),
             ("trickle 0 B/ms", "a number of bytes"),
+            ("flip bit 1 of magic in page 3", "no field \"magic\" there, but flags, word, data"),
+            ("set pages to 3 in hello of multifd-1", "no field \"pages\""),
+            ("set pages to 3 in byte 7 of main", "no fields are known there"),
         ] {
             let error = text.parse::<Script>().unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
