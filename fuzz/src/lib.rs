@@ -22,6 +22,7 @@ pub mod recording;
 pub mod recovery;
 pub mod reemit;
 pub mod return_path;
+pub mod trouble;
 pub mod whole_parse;
 pub mod xbzrle;
 

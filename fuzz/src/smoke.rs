@@ -207,6 +207,7 @@ fn made() -> Vec<(&'static str, String, Vec<u8>)> {
         .chain(captures())
         .chain(recordings())
         .chain(conversions())
+        .chain(troubles())
         .collect()
 }
 
@@ -225,6 +226,37 @@ fn conversions() -> Vec<(&'static str, String, Vec<u8>)> {
         seeds.push(("convert", format!("hand-{name}.bin"), bytes));
     }
     seeds
+}
+
+/// Scripts, and streams made by hand that have their places.
+fn troubles() -> Vec<(&'static str, String, Vec<u8>)> {
+    let scripts = [
+        ("cut", "cut in page 1; flip bit 3 of data in page 0"),
+        ("drop", "drop page 0; duplicate page 1; stall 5ms at eos 0"),
+        ("sections", "drop section ram; trickle 7 B/ms after section device; set id to 9 in section ram 1"),
+        (
+            "commands",
+            "flip bit 1 of code in POSTCOPY_ADVISE; duplicate POSTCOPY_RUN; half-close at POSTCOPY_LISTEN",
+        ),
+        ("chance", "?"),
+    ];
+    let streams = small::all().into_iter().filter(|(_, stream)| stream.len() < 20_000);
+    let main = streams
+        .zip(scripts.iter().cycle())
+        .map(|((name, stream), (kind, script))| (format!("{name}-{kind}.bin"), 0, *script, stream));
+    let channels = packets().into_iter().map(|(_, name, bytes)| {
+        let script = "swap channels; drop packet 1; duplicate SYNC 0; set pages to 7 in packet 2; delay idx 0 1ms; duplicate multifd-0";
+        (format!("channel-{name}"), 3, script, bytes[1..].to_vec())
+    });
+    let answers: &[u8] = b"\0\x02\0\x04\0\0\0\x01\0\x01\0\x04\0\0\0\0";
+    let answers = [("answers.bin".to_owned(), 1, "drop PONG; duplicate SHUT", answers.to_vec())];
+    main.chain(channels)
+        .chain(answers)
+        .map(|(name, channel, script, stream)| {
+            let head = [channel, 100, script.len() as u8];
+            ("trouble", name, [&head, script.as_bytes(), &stream].concat())
+        })
+        .collect()
 }
 
 /// Recordings that were finished: of nothing, of two channels, and of many packets.
