@@ -264,8 +264,8 @@ fn chance_can_be_repeated() {
     let different: std::collections::BTreeSet<_> = scripts.iter().collect();
     assert!(different.len() > 48, "{}", different.len());
     // Whatever chance brings, everybody comes to an end.
-    for seed in 0..4 {
-        let told = trouble(&scripts[seed], if seed % 2 == 0 { multifd() } else { source() });
+    for (seed, script) in scripts.iter().enumerate().take(4) {
+        let told = trouble(script, if seed % 2 == 0 { multifd() } else { source() });
         assert_eq!(told.passage.trouble.len(), random(seed as u64).rules.len());
     }
 }
