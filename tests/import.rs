@@ -265,6 +265,7 @@ fn lost_packets_are_named_with_their_bytes() {
     let inspected = migwire(&["inspect", text(&back)]);
     let said = String::from_utf8_lossy(&inspected.stdout) + String::from_utf8_lossy(&inspected.stderr);
     assert!(said.contains("300 bytes were lost when this was captured"), "{said}");
+    assert!(said.lines().any(|line| line.split_whitespace().eq(["role", "import"])), "{said}");
     let [again, twice] = ["again.pcapng", "twice.pcapng"].map(|name| directory.path().join(name));
     migwire(&["export", text(&back), "-o", text(&again)]);
     let (code, told) = answer(&["import", text(&again), "-o", text(&twice)]);

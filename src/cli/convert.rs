@@ -17,6 +17,7 @@ use migwire::{ChannelId, Error, ErrorKind};
 use serde_json::json;
 
 use super::Verdict;
+use super::about::{self, About};
 use super::output;
 use super::send::parse_uuid;
 
@@ -66,6 +67,9 @@ pub(crate) struct Convert {
     #[arg(long, value_name = "SEED")]
     shuffle: Option<u64>,
 
+    #[command(flatten)]
+    about: About,
+
     /// Answer in JSON
     #[arg(long)]
     json: bool,
@@ -103,7 +107,15 @@ impl Convert {
         let outcome = match self.output.extension().is_some_and(|extension| extension == "pcapng") {
             true => {
                 let comment = Some(format!("converted from {}", self.capture.display()));
-                let strict = RecorderOptions { strict: true, comment, ..RecorderOptions::default() };
+                // What was known of the other one is kept with it.
+                let before = contents.about.as_deref().map(about::value);
+                let facts = json!({
+                    "from": self.capture.display().to_string(),
+                    "to": (self.to != Dialect::ANY).then(|| self.to.to_string()),
+                    "about": before,
+                });
+                let about = Some(self.about.text("conversion", &facts));
+                let strict = RecorderOptions { strict: true, comment, about };
                 let recorder = Recorder::create(&self.output, strict)?;
                 let mut recording = Recording { recorder: recorder.clone(), taps: HashMap::new() };
                 let outcome = convert(&mut contents.parts, &options, &mut recording);

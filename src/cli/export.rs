@@ -54,7 +54,7 @@ impl Export {
             let message = format!("{} migrations, where one is wanted", all.len());
             Error::nowhere(ErrorKind::Misuse, DOING, message)
         })?;
-        let mut files = Files::new(target.clone(), String::new())?;
+        let mut files = Files::new(target.clone(), String::new(), None)?;
         for path in self.files.iter().filter(|path| path.as_os_str() != "-") {
             files.spare(path)?;
         }

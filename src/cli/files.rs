@@ -63,6 +63,8 @@ impl Target {
 pub(crate) struct Files {
     target: Target,
     comment: String,
+    /// What is known about the migrations.
+    about: Option<String>,
     open: BTreeMap<usize, Place>,
     /// Bytes in a row, of the same channel, that make one packet.
     run: Vec<u8>,
@@ -92,11 +94,12 @@ enum Place {
 }
 
 impl Files {
-    pub(crate) fn new(target: Target, comment: String) -> Result<Self, Error> {
+    pub(crate) fn new(target: Target, comment: String, about: Option<String>) -> Result<Self, Error> {
         let behind = Behind::new().map_err(|e| Error::io(DOING, "no thread can be started", e))?;
         Ok(Self {
             target,
             comment,
+            about,
             open: BTreeMap::new(),
             run: Vec::new(),
             run_of: None,
@@ -193,8 +196,8 @@ impl Files {
         self.check_spared(path)?;
         let file = File::create(path).map_err(|e| failed(path, e))?;
         let comment = Some(self.comment.clone());
-        let mut options = RecorderOptions { comment, ..RecorderOptions::default() };
-        options.strict = true;
+        let about = self.about.clone();
+        let options = RecorderOptions { strict: true, comment, about };
         let recorder = Recorder::new(self.behind.file(file), options);
         Ok(Place::Recording { recorder, taps: HashMap::new() })
     }

@@ -14,6 +14,7 @@ use migwire::{ChannelId, Error, ErrorKind};
 use serde_json::{Value, json};
 
 use super::Verdict;
+use super::about::About;
 use super::channels::Channels;
 use super::files::{Files, Target};
 use super::output;
@@ -43,6 +44,9 @@ pub(crate) struct Import {
     #[arg(long, value_name = "END")]
     to: Option<End>,
 
+    #[command(flatten)]
+    about: About,
+
     /// Answer in JSON
     #[arg(long)]
     json: bool,
@@ -66,7 +70,9 @@ impl Import {
     pub(crate) fn run(self) -> anyhow::Result<Verdict> {
         let target = Target::new(&self.output)?;
         let comment = format!("imported from {}", output::names(&self.files));
-        let mut files = Files::new(target, comment)?;
+        let from: Vec<_> = self.files.iter().map(|path| path.display().to_string()).collect();
+        let about = self.about.text("import", &json!({ "from": from }));
+        let mut files = Files::new(target, comment, Some(about))?;
         let mut opened = Vec::new();
         for path in &self.files {
             let found = Opened::new(path)?;

@@ -272,6 +272,9 @@ impl Plan {
             "the stream does not say the guest's UUID, which multifd channels begin with: it is zero there"
                 .into()
         });
+        say(ids.is_empty() && self.channels > 0 && options.dialect == Dialect::ANY, &|| {
+            "multifd channels are made as the newest release makes them, since none was named: older ones may refuse them".into()
+        });
         say(options.images.is_some(), &|| {
             "devices are in the state that belongs to the memory that was there before".into()
         });
