@@ -9,7 +9,8 @@ use migwire::container::{Access, Item, Pages, Part, Together, TogetherOptions};
 use migwire::guest::is_zero;
 use migwire::multifd::codec;
 use migwire::postcopy::{PreemptParser, Urgent};
-use migwire::stream::{Block, Event, Mode};
+use migwire::report::Reading;
+use migwire::stream::{Block, Event, Mode, Parser};
 use migwire::wire::{MappedRamHeader, Method, Page, PageBody, xbzrle};
 
 use super::made::Ram;
@@ -33,7 +34,10 @@ pub(crate) struct Memory {
 /// What is wrong with them.
 pub(crate) fn memory(parts: &mut [Part]) -> migwire::Result<Memory> {
     let mut mapped = Vec::new();
-    let options = TogetherOptions { mode: Mode::Lenient, ..TogetherOptions::default() };
+    // A description at the end may name another page size than the one that is usual.
+    let page_size = Reading::default().page_size_of(parts).unwrap_or(4096);
+    let parser = Parser::new().with_page_size(page_size);
+    let options = TogetherOptions { parser, mode: Mode::Lenient, ..TogetherOptions::default() };
     let mut together = Together::open(parts, &options)?;
     let mut memory = Memory::default();
     let mut pages = Pages::default();
