@@ -21,6 +21,7 @@ pub mod preempt;
 pub mod recording;
 pub mod recovery;
 pub mod reemit;
+pub mod replay;
 pub mod return_path;
 pub mod trouble;
 pub mod whole_parse;

@@ -3,6 +3,9 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use migwire::capture::{Direction, Recorder, RecorderOptions, Timestamp};
 
 use crate::small;
 
@@ -206,6 +209,7 @@ fn made() -> Vec<(&'static str, String, Vec<u8>)> {
         .chain(packets())
         .chain(captures())
         .chain(recordings())
+        .chain(replays())
         .chain(conversions())
         .chain(troubles())
         .collect()
@@ -259,11 +263,8 @@ fn troubles() -> Vec<(&'static str, String, Vec<u8>)> {
         .collect()
 }
 
-/// Recordings that were finished: of nothing, of two channels, and of many packets.
-fn recordings() -> Vec<(&'static str, String, Vec<u8>)> {
-    use migwire::capture::{Direction, Recorder, RecorderOptions, Timestamp};
-    use std::sync::{Arc, Mutex, PoisonError};
-
+/// What `fill` records, as a file.
+fn recorded(about: Option<&str>, fill: impl FnOnce(&Recorder)) -> Vec<u8> {
     #[derive(Clone, Default)]
     struct Shared(Arc<Mutex<Vec<u8>>>);
     impl std::io::Write for Shared {
@@ -276,23 +277,31 @@ fn recordings() -> Vec<(&'static str, String, Vec<u8>)> {
             Ok(())
         }
     }
+    let sink = Shared::default();
+    let options = RecorderOptions { about: about.map(str::to_owned), ..RecorderOptions::default() };
+    let recorder = Recorder::new(sink.clone(), options);
+    fill(&recorder);
+    let _ = recorder.finish();
+    std::mem::take(&mut *sink.0.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Recordings that were finished: of nothing, of two channels, and of many packets.
+fn recordings() -> Vec<(&'static str, String, Vec<u8>)> {
     let record = |name: &str, rounds: u64, channels: &[&str]| {
-        let sink = Shared::default();
-        let about = Some(r#"{"role":"proxy"}"#.to_owned()).filter(|_| rounds > 1);
-        let options = RecorderOptions { about, ..RecorderOptions::default() };
-        let recorder = Recorder::new(sink.clone(), options);
-        let taps: Vec<_> = channels.iter().map(|name| recorder.channel(*name)).collect();
-        for round in 0..rounds {
-            for (number, tap) in taps.iter().enumerate() {
-                let direction = [Direction::ToDestination, Direction::ToSource][(round % 3 == 2) as usize];
-                let data = [number as u8; 9];
-                let len = 1 + (round as usize + number) % 9;
-                let _ = tap.record_at(direction, Timestamp(1_000 + round), &data[..len]);
+        let about = Some(r#"{"role":"proxy"}"#).filter(|_| rounds > 1);
+        let bytes = recorded(about, |recorder| {
+            let taps: Vec<_> = channels.iter().map(|name| recorder.channel(*name)).collect();
+            for round in 0..rounds {
+                for (number, tap) in taps.iter().enumerate() {
+                    let direction =
+                        [Direction::ToDestination, Direction::ToSource][(round % 3 == 2) as usize];
+                    let data = [number as u8; 9];
+                    let len = 1 + (round as usize + number) % 9;
+                    let _ = tap.record_at(direction, Timestamp(1_000 + round), &data[..len]);
+                }
             }
-        }
-        recorder.channel("preempt").announce();
-        let _ = recorder.finish();
-        let bytes = std::mem::take(&mut *sink.0.lock().unwrap_or_else(PoisonError::into_inner));
+            recorder.channel("preempt").announce();
+        });
         ("recording", format!("{name}.bin"), bytes)
     };
     vec![
@@ -300,6 +309,40 @@ fn recordings() -> Vec<(&'static str, String, Vec<u8>)> {
         record("two-channels", 3, &["main", "multifd-0"]),
         record("many-packets", 60, &["main", "connection-1"]),
     ]
+}
+
+/// Recipes for migrations, for how they were recorded and for who takes them; streams made by hand, recorded with some answers, in
+/// front of which stands what the live destination says.
+fn replays() -> Vec<(&'static str, String, Vec<u8>)> {
+    const PONG: &[u8] = b"\0\x02\0\x04\0\0\0\x01";
+    const SHUT: &[u8] = b"\0\x01\0\x04\0\0\0\0";
+    let mut seeds = Vec::new();
+    for (name, kind) in [("recipe", 0), ("again", 1), ("in-time", 4), ("closing", 8), ("both", 13)] {
+        let mut random = Random(u64::from(kind));
+        let mut bytes = vec![kind];
+        bytes.extend((0..200).map(|_| random.below(256) as u8));
+        seeds.push(("replay", format!("{name}.bin"), bytes));
+    }
+    let kept = ["precopy", "postcopy", "recovery", "configuration", "colo"];
+    for (name, stream) in small::all().into_iter().filter(|(name, _)| kept.contains(name)) {
+        let mut bytes = vec![3, (PONG.len() + SHUT.len()) as u8];
+        bytes.extend_from_slice(PONG);
+        bytes.extend_from_slice(SHUT);
+        bytes.extend(recorded(None, |recorder| {
+            let main = recorder.channel("main");
+            let (first, second) = stream.split_at(stream.len() / 2);
+            for (time, direction, data) in [
+                (1_000, Direction::ToDestination, first),
+                (2_000, Direction::ToSource, PONG),
+                (3_000, Direction::ToDestination, second),
+                (4_000, Direction::ToSource, SHUT),
+            ] {
+                let _ = main.record_at(direction, Timestamp(time), data);
+            }
+        }));
+        seeds.push(("replay", format!("hand-{name}.bin"), bytes));
+    }
+    seeds
 }
 
 /// Multifd channels of some releases; the first byte chooses page size and release, as the body reads it.
@@ -329,7 +372,7 @@ fn packets() -> Vec<(&'static str, String, Vec<u8>)> {
 
 /// A small migration as a capture of a network, in the three ways in which the body reads it.
 fn captures() -> Vec<(&'static str, String, Vec<u8>)> {
-    use migwire::capture::{Direction, FrameWriter, LinkType, Timestamp};
+    use migwire::capture::{FrameWriter, LinkType};
     use migwire::tcp::{Conversation, Emit};
     use migwire::wire::{MultifdHello, Wire as _};
     let mut hello = Vec::new();

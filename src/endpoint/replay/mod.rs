@@ -320,7 +320,7 @@ impl Replay {
     /// Everything is sent: waits for the last word.
     fn part(&self, stage: &Stage, main: &Connection, ending: &Ending) -> Result<()> {
         if !ending.is_last {
-            thread::sleep(SETTLING);
+            thread::sleep(SETTLING.min(self.limits.silence));
             return Ok(());
         }
         if !ending.is_complete {
