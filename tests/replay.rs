@@ -3,13 +3,13 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, helpers included")]
 
 use std::fs;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use migwire::ChannelId;
-use migwire::capture::{Recorder, RecorderOptions};
+use migwire::capture::{Direction, Recorder, RecorderOptions};
 use migwire::container::{self, Part};
 use migwire::endpoint::{
     Answers, Arrival, Blank, Cut, Destination, Limits, Multifd, Outcome, Performance, Postcopy, Replay,
@@ -185,9 +185,9 @@ fn time_passes_as_it_did() {
     let recorder = Recorder::create(&path, RecorderOptions::default()).unwrap();
     let tap = recorder.channel("main");
     let (head, tail) = stream.split_at(stream.len() / 2);
-    tap.record(migwire::capture::Direction::ToDestination, head).unwrap();
+    tap.record(Direction::ToDestination, head).unwrap();
     thread::sleep(Duration::from_millis(700));
-    tap.record(migwire::capture::Direction::ToDestination, tail).unwrap();
+    tap.record(Direction::ToDestination, tail).unwrap();
     recorder.finish().unwrap();
     let begin = Instant::now();
     let (performance, arrival) = play(&path, destination(), |replay| replay.with_timing(Timing::Recorded));
@@ -215,6 +215,44 @@ fn a_destination_that_refuses_says_so_or_goes_away() {
     rude.join().unwrap();
     assert_eq!(performance.outcome, Outcome::Refused);
     assert!(performance.deviations.iter().any(|d| d.to_string() == "main: recorded SHUT 0, now nothing"));
+}
+
+/// A stock destination from 10.1 on says nothing before all channels have said hello, and a proxy may have come to record the answer first.
+#[test]
+fn a_hello_that_was_recorded_behind_the_answer_waits_for_nobody() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("capture.pcapng");
+    record(&path, source(Pattern::Mixed(1)).with_multifd(multifd(1)), destination());
+    let channel = |wanted| bytes(parts(&path).iter_mut().find(|part| part.channel == wanted).unwrap());
+    let (main, lane, back) =
+        (channel(ChannelId::Main), channel(ChannelId::Multifd(0)), channel(ChannelId::ReturnPath));
+    let late = dir.path().join("late.pcapng");
+    let recorder = Recorder::create(&late, RecorderOptions::default()).unwrap();
+    let [main_tap, lane_tap] = ["main", "multifd-0"].map(|name| recorder.channel(name));
+    main_tap.record(Direction::ToSource, &back).unwrap();
+    main_tap.record(Direction::ToDestination, &main).unwrap();
+    lane_tap.record(Direction::ToDestination, &lane).unwrap();
+    recorder.finish().unwrap();
+
+    let listener = loopback();
+    let to = listener.local_address().clone();
+    let patience = Some(Duration::from_secs(20));
+    let stock = thread::spawn(move || {
+        let accept = || listener.accept(patience).unwrap().unwrap();
+        let (mut main, mut lane) = (accept(), accept());
+        let mut taken = vec![0; 64];
+        lane.read_exact(&mut taken).unwrap();
+        main.write_all(&back).unwrap();
+        let rest = thread::spawn(move || std::io::copy(&mut main, &mut std::io::sink()));
+        lane.read_to_end(&mut taken).unwrap();
+        rest.join().unwrap().unwrap();
+        taken
+    });
+    let limits = Limits { silence: Duration::from_secs(5), total: None };
+    let performance = Replay::new(to).with_limits(limits).play(parts(&late)).unwrap();
+    assert_eq!(performance.outcome, Outcome::Completed, "{:?}", performance.error);
+    assert_eq!(performance.deviations, []);
+    assert!(stock.join().unwrap() == lane);
 }
 
 #[test]
@@ -254,7 +292,7 @@ fn no_recording_of_a_migration() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("capture.pcapng");
     let recorder = Recorder::create(&path, RecorderOptions::default()).unwrap();
-    recorder.channel("multifd-0").record(migwire::capture::Direction::ToDestination, &[0; 64]).unwrap();
+    recorder.channel("multifd-0").record(Direction::ToDestination, &[0; 64]).unwrap();
     recorder.finish().unwrap();
     let error = Replay::new(Address::Stdio).play(parts(&path)).unwrap_err();
     assert!(error.to_string().contains("no main channel"), "{error}");

@@ -21,9 +21,12 @@ use crate::dialect::Dialect;
 use crate::error::{ChannelId, Error, ErrorKind, Result};
 use crate::postcopy::ReturnParser;
 use crate::stream::{Event, Mode, Parser, Phase};
-use crate::wire::{Command, MessageKind, SectionKind};
+use crate::wire::{Command, MessageKind, MultifdHello, SectionKind};
 
 const DOING: &str = "reading the recording";
+
+/// Bytes of the hello of a multifd channel (`MultiFDInit_t`).
+const MULTIFD_HELLO: u64 = MultifdHello::LEN as u64;
 
 /// All connections between two breaks of a migration.
 pub(super) struct Leg {
@@ -166,6 +169,8 @@ struct Marks {
     switchover: Option<u64>,
     /// Behind each RECV_BITMAP.
     bitmaps: Vec<u64>,
+    /// Behind LISTEN, or the package that it is in.
+    listen: Option<u64>,
     /// Behind RESUME.
     resume: Option<u64>,
     /// Where the destination knows of each PING: behind it, or behind the package that it is in.
@@ -201,6 +206,10 @@ impl Marks {
                     // A package is executed when all of it is there.
                     let end = parser.grammar().package_end().unwrap_or(0);
                     marks.pings.push(located.range.end.max(end));
+                }
+                Event::Command(Command::PostcopyListen) => {
+                    let end = parser.grammar().package_end().unwrap_or(0);
+                    marks.listen = Some(located.range.end.max(end));
                 }
                 Event::Command(Command::PostcopyResume) => marks.resume = Some(located.range.end),
                 Event::Eof if parser.grammar().package_end().is_none() => marks.is_complete = true,
@@ -252,8 +261,9 @@ impl Marks {
         gates
     }
 
-    /// What another channel waits for: its bytes that passed behind the main channel's START sections do not go before them. Pages on
-    /// a preempt channel do not go before anything that was there when its first one did.
+    /// What another channel waits for: its bytes that passed behind the main channel's START sections do not go before them, but for the
+    /// hello, without which a destination answers nothing. Pages on a preempt channel do not go before anything that was there when
+    /// its first one did, as far as the destination can then place them; more may wait for those pages.
     fn entry(&self, part: &Part, main: Option<&[Place]>) -> Vec<(u64, Gate)> {
         let (Some(own), Some(main)) = (part.places(), main) else { return Vec::new() };
         match part.channel {
@@ -262,11 +272,12 @@ impl Marks {
                 let Some(position) = position_of(main, setup) else { return Vec::new() };
                 let before = own.iter().take_while(|place| place.offset < position);
                 let at: u64 = before.map(|place| u64::from(place.len)).sum();
-                vec![(at, Gate::Sent(setup))]
+                vec![(at.max(MULTIFD_HELLO), Gate::Sent(setup))]
             }
             _ => {
                 let Some(first) = own.first() else { return Vec::new() };
-                vec![(0, Gate::Sent(passed_before(main, first.offset)))]
+                let ready = self.listen.or(self.resume).unwrap_or(u64::MAX);
+                vec![(0, Gate::Sent(passed_before(main, first.offset).min(ready)))]
             }
         }
     }
