@@ -5,7 +5,8 @@
 //! ```
 //! Forwarding does not wait for copying, as long as there is an empty pipe. A pipe is handed over when it is worth while, and at once when
 //! nothing more has come or the peer takes nothing more. What was forwarded later and is recorded at once, an
-//! answer above all, waits in [`Backlog`] for what is still on this way, so that the recording has it in that order.
+//! answer above all, waits in [`Backlog`] for what is still on this way, so that the recording has it in that order. Whatever is
+//! forwarded is entered there before it is on its way: the answer may come at once.
 
 use std::collections::BTreeSet;
 use std::io;
@@ -17,7 +18,7 @@ use std::time::{Duration, Instant};
 use crossbeam_channel::{Receiver, Sender, unbounded};
 
 use crate::capture::{ChannelTap, Direction, Timestamp};
-use crate::transport::Pipe;
+use crate::transport::{Connection, Pipe};
 
 /// What is handed over at once. To wake a thread costs more than to copy a few pages.
 const BATCH: usize = 512 << 10;
@@ -96,6 +97,14 @@ impl Aside {
         }
     }
 
+    /// Some of them are about to be forwarded, if `to` takes them at once: an answer to them finds them in the backlog. Where it does
+    /// not, others are not to wait for that.
+    pub(super) fn announce(&mut self, to: &Connection) {
+        if self.ticket.is_none() && to.takes_bytes() {
+            self.ticket = Some(self.backlog.enter());
+        }
+    }
+
     /// So many of them have been forwarded.
     pub(super) fn note(&mut self, taken: usize) {
         self.taken += taken;
@@ -113,6 +122,10 @@ impl Aside {
     pub(super) fn hand_over(&mut self) -> io::Result<()> {
         let len = std::mem::take(&mut self.taken);
         let Some(ticket) = self.ticket.take() else { return Ok(()) };
+        if len == 0 {
+            self.backlog.leave(ticket);
+            return Ok(());
+        }
         // Waits for the file, if that is slower than the network.
         let next = self.empty.recv().map_err(io::Error::other)?;
         let pipe = std::mem::replace(&mut self.pipe, next);
@@ -150,7 +163,8 @@ struct Tickets {
 }
 
 impl Backlog {
-    fn enter(&self) -> u64 {
+    /// Something is about to be forwarded, or just was.
+    pub(super) fn enter(&self) -> u64 {
         let mut tickets = self.lock();
         let ticket = tickets.next;
         tickets.next += 1;
@@ -159,7 +173,8 @@ impl Backlog {
         ticket
     }
 
-    fn leave(&self, ticket: u64) {
+    /// It is recorded, or was not forwarded after all.
+    pub(super) fn leave(&self, ticket: u64) {
         let mut tickets = self.lock();
         tickets.open.remove(&ticket);
         self.count.store(tickets.open.len(), Ordering::Release);
@@ -167,15 +182,16 @@ impl Backlog {
         self.changed.notify_all();
     }
 
-    /// Waits until everything is recorded that is in it now, but no longer than [`ORDER`]: whoever waits forwards nothing meanwhile.
-    pub(super) fn wait(&self) {
-        if self.count.load(Ordering::Acquire) == 0 {
+    /// Waits until everything is recorded that came before `ticket`, but no longer than [`ORDER`]: whoever waits forwards nothing
+    /// meanwhile.
+    pub(super) fn wait(&self, ticket: u64) {
+        if self.count.load(Ordering::Acquire) <= 1 {
+            // Nothing but the ticket itself.
             return;
         }
         let begin = Instant::now();
         let mut tickets = self.lock();
-        let end = tickets.next;
-        while tickets.open.first().is_some_and(|first| *first < end) {
+        while tickets.open.first().is_some_and(|first| *first < ticket) {
             let Some(left) = ORDER.checked_sub(begin.elapsed()) else { return };
             tickets = self.changed.wait_timeout(tickets, left).unwrap_or_else(PoisonError::into_inner).0;
         }

@@ -92,6 +92,9 @@ impl Pump {
                 let Ok(more) = more else { break };
                 doubled = more;
             }
+            if let Some(aside) = &mut aside {
+                aside.announce(to);
+            }
             let taken = match to.splice_from(through, doubled) {
                 Ok(None) => break,
                 Ok(Some(taken)) => taken,

@@ -139,20 +139,21 @@ impl Pump {
     ) -> Result<()> {
         let mut rest = bytes;
         while !rest.is_empty() {
-            match to.write(rest) {
-                Ok(taken) if taken > 0 => {
-                    if is_named {
-                        self.record(&rest[..taken]);
-                    }
-                    rest = &rest[taken..];
-                    self.count(taken);
-                }
-                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                other => {
-                    let e = other.err().unwrap_or(io::ErrorKind::WriteZero.into());
-                    return Err(self.not_sent(from, to, e));
-                }
+            // An answer may be here before this goes on. Whoever takes nothing holds up only its own channel.
+            let is_recorded = is_named && self.ends.tap.is_some();
+            let turn = (is_recorded && to.takes_bytes()).then(|| self.shared.backlog.enter());
+            let taken = match to.write(rest) {
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => Ok(0),
+                Ok(0) => Err(io::ErrorKind::WriteZero.into()),
+                taken => taken,
+            };
+            if is_recorded {
+                let taken = taken.as_ref().map_or(0, |taken| *taken);
+                self.record_in_turn(turn, &rest[..taken]);
             }
+            let taken = taken.map_err(|e| self.not_sent(from, to, e))?;
+            rest = &rest[taken..];
+            self.count(taken);
         }
         Ok(())
     }
@@ -231,10 +232,18 @@ impl Pump {
 
     /// A recording that fails says so when it is finished; the migration goes on.
     fn record(&self, bytes: &[u8]) {
-        if let Some(tap) = &self.ends.tap {
-            self.shared.backlog.wait();
+        self.record_in_turn(None, bytes);
+    }
+
+    /// Records bytes, in their turn if they have got one before they were forwarded.
+    fn record_in_turn(&self, turn: Option<u64>, bytes: &[u8]) {
+        let turn = turn.unwrap_or_else(|| self.shared.backlog.enter());
+        if let Some(tap) = self.ends.tap.as_ref().filter(|_| !bytes.is_empty()) {
+            self.shared.backlog.wait(turn);
+            // A recording that fails says so when it is finished; the migration goes on.
             let _ = tap.record(self.direction, bytes);
         }
+        self.shared.backlog.leave(turn);
     }
 
     pub(super) fn count(&self, bytes: usize) {
