@@ -29,7 +29,7 @@ const TURN: Duration = Duration::from_millis(10);
 pub(crate) struct Relay {
     listen: PathBuf,
     /// Each listener is good for the connections of one migration, or of one resumption.
-    listeners: Sender<UnixListener>,
+    listeners: Sender<(UnixListener, usize)>,
     over: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -44,7 +44,9 @@ impl Relay {
             let mut threads = Vec::new();
             while !flag.load(Ordering::Relaxed) {
                 match incoming.recv_timeout(TURN) {
-                    Ok(listener) => accept(&listener, &target, connections, pace, &flag, &mut threads),
+                    Ok((listener, connections)) => {
+                        accept(&listener, &target, connections, pace, &flag, &mut threads);
+                    }
                     Err(RecvTimeoutError::Timeout) => {}
                     Err(RecvTimeoutError::Disconnected) => break,
                 }
@@ -54,15 +56,17 @@ impl Relay {
             }
         });
         let relay = Self { listen: listen.to_owned(), listeners, over, thread: Some(thread) };
-        relay.open()?;
+        relay.open(connections)?;
         Ok(relay)
     }
 
-    /// Accepts as many connections once more.
-    pub(crate) fn open(&self) -> io::Result<()> {
+    /// Accepts so many connections more.
+    pub(crate) fn open(&self, connections: usize) -> io::Result<()> {
         let listener = UnixListener::bind(&self.listen)?;
         listener.set_nonblocking(true)?;
-        self.listeners.send(listener).map_err(|_gone| io::Error::other("the slow line has ended"))
+        self.listeners
+            .send((listener, connections))
+            .map_err(|_gone| io::Error::other("the slow line has ended"))
     }
 }
 
@@ -184,7 +188,7 @@ mod tests {
         assert_eq!(sender.read(&mut [0; 1]).unwrap(), 0);
         assert!(UnixStream::connect(&near).is_err(), "it is not open again");
         drop(listener);
-        relay.open().unwrap();
+        relay.open(1).unwrap();
         let mut sender = UnixStream::connect(&near).unwrap();
         assert_eq!(sender.read(&mut [0; 1]).unwrap(), 0, "nobody listens");
     }

@@ -60,12 +60,17 @@ pub(super) fn run(bench: &Bench<'_>) -> Run<()> {
 fn slow_line(bench: &Bench<'_>, address: &str) -> Run<(Option<Relay>, String)> {
     let Some(pace) = bench.cell.case.variant.pace else { return Ok((None, address.to_owned())) };
     let begin = bench.unix_address();
-    // The channel for urgent pages is the second one.
-    let connections = if bench.cell.case.variant.preempt() { 2 } else { 1 };
+    let channels = bench.cell.case.variant.multifd().map_or(0, |multifd| multifd.channels as usize);
+    let connections = conversation_connections(bench) + channels;
     let path = |address: &str| PathBuf::from(address.trim_start_matches("unix:"));
     let relay = Relay::start(&path(&begin), &path(address), connections, pace)
         .map_err(|e| Failure::environment("a slow line", e))?;
     Ok((Some(relay), begin))
+}
+
+/// Connections behind the switch to postcopy: the channel for urgent pages is the second one. No others come back behind a pause.
+fn conversation_connections(bench: &Bench<'_>) -> usize {
+    1 + usize::from(bench.cell.case.variant.preempt())
 }
 
 /// Makes images of what a template leaves in memory.
@@ -88,7 +93,9 @@ fn mend(
         tool.await_lines("paused", number, bench.place.deadline.within(TOOL_END))?;
         bench.await_pause(destination, number)?;
         destination.command("migrate-recover", json!({"uri": address}))?;
-        relay.map_or(Ok(()), Relay::open).map_err(|e| Failure::environment("a slow line", e))?;
+        relay
+            .map_or(Ok(()), |relay| relay.open(conversation_connections(bench)))
+            .map_err(|e| Failure::environment("a slow line", e))?;
     }
     Ok(())
 }
