@@ -165,7 +165,8 @@ struct PostcopyOptions {
     #[arg(long, requires = "postcopy")]
     preempt: bool,
 
-    /// How long a broken postcopy tries to reach its destination again; 0: it fails
+    /// How long a broken postcopy tries to reach its destination again; 0: it fails, as it does with multifd channels of releases before
+    /// 8.1, which need them in postcopy
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = output::parse_patience)]
     recover: Duration,
 

@@ -44,6 +44,8 @@ pub enum SyncPlace {
     SectionEnd,
     /// Before the EOS of END.
     Completion,
+    /// Before every EOS behind the switch to postcopy, when pages come on other channels.
+    Postcopy,
 }
 
 /// What a source does there.
@@ -74,7 +76,8 @@ impl Synchronisation {
         let plain = Self { sync: true, flush: false };
         let flush = Self { sync: true, flush: true };
         match (SyncMode::of(dialect), place) {
-            (Some(SyncMode::PerSection), SyncPlace::Round) => nothing,
+            (_, SyncPlace::Postcopy) if dialect.has(Difference::MultifdPostcopySync) => plain,
+            (_, SyncPlace::Postcopy) | (Some(SyncMode::PerSection), SyncPlace::Round) => nothing,
             (Some(SyncMode::PerSection), _) => plain,
             (_, SyncPlace::Setup | SyncPlace::Round) => flush,
             (_, SyncPlace::SectionEnd) => nothing,

@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking, helpers included")]
 
 mod hostile;
+mod multifd;
 mod peer;
 mod recovery;
 

@@ -51,7 +51,7 @@ use crate::dialect::{Dialect, Difference};
 use crate::error::{ChannelId, Error, ErrorKind, Result};
 use crate::guest::{Memory, Pattern, XbzrleCache};
 use crate::limits::MAX_MULTIFD_CHANNELS;
-use crate::multifd::{SyncMode, ZeroPages};
+use crate::multifd::{SyncMode, SyncPlace, Synchronisation, ZeroPages};
 use crate::postcopy::SourceDialogue;
 use crate::stream::{Block, Parser};
 use crate::transport::Connection;
@@ -390,6 +390,11 @@ impl Source {
         Ok(())
     }
 
+    /// Whether multifd channels are needed behind the switch to postcopy, which none of their connections survives.
+    fn syncs_in_postcopy(&self) -> bool {
+        self.multifd.is_some() && Synchronisation::at(SyncPlace::Postcopy, self.dialect).sync
+    }
+
     /// Whether device state travels on multifd channels.
     fn has_packets_of_devices(&self) -> bool {
         self.devices.as_ref().is_some_and(|devices| devices.arrangement != Arrangement::Main)
@@ -417,9 +422,14 @@ impl Source {
             let message = "all blocks keep the template's pages, which cannot be sent behind the switch; give one of them other content";
             return refuse(ErrorKind::Misuse, message.to_owned());
         }
-        if self.multifd.is_some() || self.devices.is_some() {
-            let message = "postcopy together with multifd channels or with devices that are made up";
+        if self.devices.is_some() {
+            let message = "postcopy together with devices that are made up";
             return refuse(ErrorKind::Unsupported, message.to_owned());
+        }
+        let is_refused = self.dialect != Dialect::ANY && self.dialect.has(Difference::MultifdWithoutPostcopy);
+        if self.multifd.is_some() && is_refused {
+            let message = format!("QEMU {} refuses postcopy together with multifd channels", self.dialect);
+            return refuse(ErrorKind::Misuse, message);
         }
         if postcopy.preempt && !self.dialect.has(Difference::PostcopyPreempt) {
             return refuse(ErrorKind::Misuse, format!("QEMU {} has no preempt channel", self.dialect));

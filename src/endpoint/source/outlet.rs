@@ -40,6 +40,8 @@ pub(super) struct Outlet<'s, 'a> {
     /// Section id of RAM, and whether its sections have footers.
     ram: Option<(u32, bool)>,
     parts: u64,
+    /// The guest runs at the destination, or is about to: pages take other channels than multifd.
+    pub(super) is_postcopy: bool,
     /// Pages that were forwarded since the last synchronisation: block and number of the page / 64, and a bit each.
     forwarded: HashMap<(usize, u64), u64>,
 }
@@ -61,6 +63,7 @@ impl<'s, 'a> Outlet<'s, 'a> {
             misdeeds,
             ram,
             parts: 0,
+            is_postcopy: false,
             forwarded: HashMap::new(),
         }
     }
@@ -103,8 +106,13 @@ impl<'s, 'a> Outlet<'s, 'a> {
         {
             team.close_last()?;
         }
-        self.synchronise(SyncPlace::Round)?;
-        self.synchronise(SyncPlace::SectionEnd)?;
+        match self.is_postcopy {
+            true => self.synchronise(SyncPlace::Postcopy)?,
+            false => {
+                self.synchronise(SyncPlace::Round)?;
+                self.synchronise(SyncPlace::SectionEnd)?;
+            }
+        }
         self.end_of_ram()?;
         match footers {
             true => self.main.emit(&Event::Footer(SectionFooter { section_id })),

@@ -15,7 +15,8 @@ pub struct Postcopy {
     pub percent: u8,
     /// Whether pages that are asked for have a channel of their own (`postcopy-preempt`).
     pub preempt: bool,
-    /// How long a broken migration tries to reach its destination again. Not at all: it fails.
+    /// How long a broken migration tries to reach its destination again. Not at all: it fails. So does one with multifd channels of a
+    /// release before 8.1, which needs them in postcopy, too.
     pub recover: Duration,
 }
 

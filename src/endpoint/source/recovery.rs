@@ -60,12 +60,18 @@ impl Sending<'_, '_> {
         let Some(serving) = &self.serving else { return false };
         let main = &self.out.main;
         let is_wanted = !serving.options.recover.is_zero() && !self.pace.is_overdue();
+        let has_what_it_takes = !self.source.syncs_in_postcopy();
         // A destination that has said its last word will not listen again.
         let is_final = main.replies.as_ref().is_some_and(|replies| replies.status().is_some());
         let is_return_path =
             matches!(error.channel(), ChannelId::ReturnPath | ChannelId::ResumedReturnPath(_));
         let is_connection = is_return_path || BREAKABLE.contains(&error.doing());
-        is_wanted && main.is_running() && !is_final && is_connection && error.kind() != ErrorKind::Misuse
+        is_wanted
+            && has_what_it_takes
+            && main.is_running()
+            && !is_final
+            && is_connection
+            && error.kind() != ErrorKind::Misuse
     }
 
     /// Pauses, reaches the destination again, and agrees with it on what is missing.

@@ -3,6 +3,7 @@
 //! ```text
 //! OPEN_RETURN_PATH PING 1 ADVISE | START PART .. | [PART] [SWITCHOVER_START] ENDs of others | DISCARD .. PING 2
 //! PACKAGED { LISTEN  FULL ..  PING 3  [PING 0x42]  RUN } PING 4
+//! multifd channels: idle from the package on; releases before 8.1 go on with SYNC at every EOS
 //! preempt channel: connected behind the configuration (releases before 8.0, their machine types), or behind PONG 1
 //! ```
 //! Source: `migration/migration.c`, `postcopy_start`; `migration/savevm.c`, `qemu_savevm_send_packaged`.
@@ -10,16 +11,18 @@
 use super::content::Content;
 use super::sending::Sending;
 use super::service::share;
+use super::team::Team;
 use super::template::Bytes;
 use super::{DOING, Source};
 use crate::channel::Feed;
 use crate::dialect::{Dialect, Difference};
 use crate::error::{ChannelId, Error, ErrorKind, Result};
 use crate::limits::MAX_PACKAGE;
+use crate::multifd::SyncPlace;
 use crate::postcopy::{PACKAGE_LOADED, PageSet, page_count};
 use crate::stream::Event;
+use crate::wire::Wire as _;
 use crate::wire::{Advise, Command, Discard, DiscardRange, Name, SectionFooter, SectionHead, SectionKind};
-use crate::wire::{PageWord, RamFlags, Wire as _};
 
 /// Ranges in one DISCARD of a stock source (`MAX_DISCARDS_PER_COMMAND`).
 const RANGES: usize = 12;
@@ -59,6 +62,7 @@ impl Sending<'_, '_> {
             self.out.end_part()?;
         }
         self.copy_until(facts.devices, template)?;
+        self.out.is_postcopy = true;
         let sets = self.source.to_serve()?;
         self.discard(&sets)?;
         self.shared.service.begin(&facts.blocks, facts.page_size, sets);
@@ -113,14 +117,16 @@ impl Sending<'_, '_> {
     pub(super) fn end(&mut self) -> Result<()> {
         let facts = self.source.template.facts();
         let Some(section_id) = facts.ram else { return Ok(()) };
-        let out = &mut self.out.main;
-        out.emit(&Event::Section(SectionHead { kind: SectionKind::END, section_id, identity: None }))?;
-        out.emit(&Event::RamWord(PageWord::new(0, RamFlags::EOS)))?;
+        let head = SectionHead { kind: SectionKind::END, section_id, identity: None };
+        self.out.main.emit(&Event::Section(head))?;
+        self.out.synchronise(SyncPlace::Postcopy)?;
+        self.out.end_of_ram()?;
         if facts.footers {
-            out.emit(&Event::Footer(SectionFooter { section_id }))?;
+            self.out.main.emit(&Event::Footer(SectionFooter { section_id }))?;
         }
-        out.emit(&Event::Eof)?;
-        out.flush()
+        self.out.main.emit(&Event::Eof)?;
+        self.out.main.flush()?;
+        self.out.team.as_mut().map_or(Ok(()), Team::settle)
     }
 
     /// The preempt channel of releases that open it first. The main channel was connected before, and destinations that look at
