@@ -9,6 +9,7 @@
 use std::sync::Arc;
 
 use super::PageSet;
+use super::page_set::PageBits;
 use super::return_path::Reply;
 use crate::dialect::{Dialect, Difference};
 use crate::error::{ChannelId, Error, ErrorKind, Result};
@@ -81,10 +82,7 @@ enum Stage {
 #[derive(Clone, Debug)]
 struct Bitmap {
     block: usize,
-    pages: PageSet,
-    /// Words that have come, and bytes of the one that is coming.
-    words: u64,
-    partial: Vec<u8>,
+    bits: PageBits,
 }
 
 impl SourceDialogue {
@@ -185,12 +183,7 @@ impl SourceDialogue {
                 let index = self.blocks.iter().position(|b| *b.name == *block.0);
                 match (index, self.awaited.last()) {
                     (Some(index), Some(next)) if index == *next && self.stage == Stage::Recovering => {
-                        self.bitmap = Some(Bitmap {
-                            block: index,
-                            pages: PageSet::new(),
-                            words: 0,
-                            partial: Vec::new(),
-                        });
+                        self.bitmap = Some(Bitmap { block: index, bits: PageBits::default() });
                         Ok(Said::Nothing)
                     }
                     _ => Err((
@@ -214,9 +207,11 @@ impl SourceDialogue {
             }
             Reply::Bitmap(head) => self.begin_bitmap(head.size),
             Reply::BitmapBits(bulk) => match (self.bitmap.as_mut(), bulk.bytes()) {
-                (Some(bitmap), Some(bytes)) => {
-                    bitmap.add(bytes).map_err(|e| (e.kind(), e.message().to_owned())).map(|()| Said::Nothing)
-                }
+                (Some(bitmap), Some(bytes)) => bitmap
+                    .bits
+                    .add(bytes)
+                    .map_err(|e| (e.kind(), e.message().to_owned()))
+                    .map(|()| Said::Nothing),
                 _ => Err((OutOfOrder, "bits that belong to no bitmap".to_owned())),
             },
             Reply::BitmapEnd(mark) => self.end_bitmap(*mark),
@@ -255,32 +250,17 @@ impl SourceDialogue {
     }
 
     fn end_bitmap(&mut self, mark: u64) -> Result<Said, (ErrorKind, String)> {
-        let Some(Bitmap { block, mut pages, .. }) = self.bitmap.take() else {
+        let Some(Bitmap { block, bits }) = self.bitmap.take() else {
             return Err((ErrorKind::OutOfOrder, "the end of no bitmap".to_owned()));
         };
         if mark != RECV_BITMAP_END {
             return Err((ErrorKind::Malformed, format!("bitmap end mark {mark:#018x}")));
         }
         self.awaited.pop();
+        let mut pages = bits.pages;
         // Bits behind the end mean nothing.
         pages.remove_range(page_count(&self.blocks[block], self.page_size)..u64::MAX);
         Ok(Said::Received { block, pages, complete: self.awaited.is_empty() })
-    }
-}
-
-impl Bitmap {
-    fn add(&mut self, mut bytes: &[u8]) -> Result<()> {
-        while !bytes.is_empty() {
-            let (these, rest) = bytes.split_at(bytes.len().min(8 - self.partial.len()));
-            self.partial.extend_from_slice(these);
-            bytes = rest;
-            if let Ok(word) = <[u8; 8]>::try_from(&self.partial[..]) {
-                self.pages.insert_word(self.words, u64::from_le_bytes(word))?;
-                self.words += 1;
-                self.partial.clear();
-            }
-        }
-        Ok(())
     }
 }
 

@@ -19,6 +19,8 @@ mod requests;
 mod return_path;
 
 pub use dialogue::{Said, SourceDialogue, bitmap_size, page_count};
+#[cfg(feature = "endpoint")]
+pub(crate) use page_set::PageBits;
 pub use page_set::PageSet;
 pub use preempt::{PreemptParser, Urgent};
 pub use requests::{Arrived, Latencies, Pattern as RequestPattern, Requests, Wanted, parse_list};

@@ -187,6 +187,36 @@ impl PageSet {
     }
 }
 
+/// A bitmap that is being received, in pieces of any size.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct PageBits {
+    /// The pages so far.
+    pub(crate) pages: PageSet,
+    /// Words that have come, and bytes of the one that is coming.
+    words: u64,
+    partial: Vec<u8>,
+}
+
+impl PageBits {
+    /// Adds the next bytes.
+    ///
+    /// # Errors
+    /// As [`PageSet::insert`].
+    pub(crate) fn add(&mut self, mut bytes: &[u8]) -> Result<()> {
+        while !bytes.is_empty() {
+            let (these, rest) = bytes.split_at(bytes.len().min(8 - self.partial.len()));
+            self.partial.extend_from_slice(these);
+            bytes = rest;
+            if let Ok(word) = <[u8; 8]>::try_from(&self.partial[..]) {
+                self.pages.insert_word(self.words, u64::from_le_bytes(word))?;
+                self.words += 1;
+                self.partial.clear();
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Word in its part, and bit.
 fn place(page: u64) -> (usize, u64) {
     ((page % PAGES / 64) as usize, 1 << (page % 64))
