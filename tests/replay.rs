@@ -141,6 +141,25 @@ fn a_migration_that_paused_pauses_again() {
     assert_eq!(performance.pauses, 2);
 }
 
+/// Bytes that were on their way when the destination broke off: it gets the pages when they came again, and not twice.
+#[test]
+fn what_a_paused_destination_had_not_taken_in_is_not_played() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("capture.pcapng");
+    for preempt in [false, true] {
+        let postcopy = Postcopy { percent: 0, preempt, recover: Duration::from_secs(20) };
+        let breaking = || destination().with_requests(RequestPattern::Random(2), 4);
+        let cut = breaking().with_cuts([Cut::Run(100_000), Cut::Resume(200_000)]);
+        let expected = record(&path, source(Pattern::Count).with_postcopy(postcopy), cut);
+        // A destination that had taken them in would say so when it is asked what it has received, and that would be told.
+        let performance = assert_same(&path, &expected, destination());
+        assert_eq!(performance.pauses, 2);
+        let is_told =
+            |note: &&String| note.contains("of main are not played: the recorded destination had not");
+        assert_eq!(performance.notes.iter().filter(is_told).count(), 1, "{:?}", performance.notes);
+    }
+}
+
 #[test]
 fn channels_in_files_of_their_own_have_no_order_and_are_played_all_the_same() {
     let dir = tempfile::tempdir().unwrap();

@@ -10,6 +10,7 @@
 //! one did is told. A migration that paused goes on over new connections, as it did; the live destination has to listen again then
 //! (`migrate-recover`).
 
+mod received;
 mod score;
 mod stage;
 mod voice;
@@ -40,11 +41,12 @@ const DOING: &str = "replaying";
 /// Longest wait for a destination that listens to take another connection.
 const AT_ONCE: Duration = Duration::from_secs(1);
 
-/// Longest wait for a destination without return path to close the connection.
+/// Longest wait for a destination that has nothing more to say to close the connection.
 const PARTING: Duration = Duration::from_secs(5);
 
-/// How long a leg that was broken in the recording is held before it is broken again. A destination takes a break for a pause only when its
-/// guest runs, of which it says nothing.
+/// How long a destination is given for what is on its way: before a leg that was broken in the recording is broken again, since it takes a
+/// break for a pause only when its guest runs, of which it says nothing; and before the end of RAM, if pages were sent on a preempt
+/// channel, which it closes then.
 const SETTLING: Duration = Duration::from_millis(500);
 
 /// When what was recorded is sent.
@@ -256,6 +258,7 @@ impl Replay {
                     tap: tap.clone(),
                     clock,
                     sent,
+                    settling: SETTLING.min(self.limits.silence),
                 };
                 scope.spawn(|| singer.sing());
             }
@@ -321,6 +324,11 @@ impl Replay {
     fn part(&self, stage: &Stage, main: &Connection, ending: &Ending) -> Result<()> {
         if !ending.is_last {
             thread::sleep(SETTLING.min(self.limits.silence));
+            // It reads to the end, and goes then; whoever goes first may take what has not been read away from it.
+            let _ = main.shutdown_write();
+            if main.is_bidirectional() {
+                stage.await_silence_within(PARTING.min(self.limits.silence));
+            }
             return Ok(());
         }
         if !ending.is_complete {
@@ -341,13 +349,7 @@ impl Replay {
         if !main.is_bidirectional() {
             return main.close(self.limits.silence);
         }
-        let deadline = Instant::now() + PARTING;
-        while Instant::now() < deadline {
-            if stage.is_silent() {
-                break;
-            }
-            thread::sleep(Duration::from_millis(10));
-        }
+        stage.await_silence_within(PARTING);
         Ok(())
     }
 

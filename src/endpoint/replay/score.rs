@@ -13,8 +13,9 @@ use std::collections::BTreeMap;
 use std::io;
 use std::ops::ControlFlow;
 
+use super::received::{Received, is_urgent};
 use super::words::{Word, Words};
-use crate::capture::Place;
+use crate::capture::{Place, interface_name};
 use crate::channel::Feed;
 use crate::container::{Access, Part};
 use crate::dialect::Dialect;
@@ -50,6 +51,20 @@ pub(super) struct Voice {
     pub(super) length: Option<u64>,
     /// What has to have happened before the byte there is sent, in order.
     pub(super) gates: Vec<(u64, Gate)>,
+    /// Where it stops, before the recording does.
+    pub(super) stop: Option<u64>,
+}
+
+impl Voice {
+    /// What of it is not played.
+    fn note(&self) -> Option<String> {
+        let (stop, size) = (self.stop?, self.part.size()?);
+        let name = interface_name(self.channel);
+        (stop < size).then(|| {
+            let left = size - stop;
+            format!("{left} bytes of {name} are not played: the recorded destination had not taken them in when it paused")
+        })
+    }
 }
 
 /// What a voice waits for.
@@ -59,6 +74,8 @@ pub(super) enum Gate {
     Heard(u16, usize),
     /// So many bytes of the main channel are on their way.
     Sent(u64),
+    /// All other channels have come to their end, and the destination has had time for what was on them.
+    Alone,
 }
 
 /// A migration to be played.
@@ -90,12 +107,21 @@ impl Score {
         }
         let mut parser = None;
         let mut score = Self { legs: Vec::new(), notes };
+        let mut read = Vec::new();
         for (pause, (voices, answers)) in legs {
-            if pause as usize != score.legs.len() {
+            if pause as usize != read.len() {
                 let message = format!("the connections after pause {pause} are there, those before are not");
                 return Err(Error::nowhere(ErrorKind::Malformed, DOING, message).on(ChannelId::Container));
             }
-            let (leg, next) = Leg::read(pause, voices, answers, parser)?;
+            read.push((voices, answers.map_or_else(|| Ok(Words::default()), Words::read)?));
+        }
+        // What had arrived before a pause is said behind it.
+        let mut received: Vec<_> =
+            read.iter_mut().map(|(_, words)| Some(std::mem::take(&mut words.received))).collect();
+        for (pause, (voices, words)) in (0..).zip(read) {
+            let received = received.get_mut(pause as usize + 1).and_then(Option::take);
+            let (leg, next) = Leg::read(pause, voices, words, parser, received)?;
+            score.notes.extend(leg.voices.iter().filter_map(Voice::note));
             score.legs.push(leg);
             parser = next;
         }
@@ -111,12 +137,14 @@ impl Score {
 }
 
 impl Leg {
-    /// Reads one leg; `before` has read the main channel of the leg before, and its successor is returned.
+    /// Reads one leg; `before` has read the main channel of the leg before, and its successor is returned. `received` has arrived by the
+    /// time of the next one, if there is one.
     fn read(
         pause: u32,
         mut parts: Vec<Part>,
-        answers: Option<Part>,
+        words: Words,
         before: Option<Parser>,
+        received: Option<Received>,
     ) -> Result<(Self, Option<Parser>)> {
         let is_main = |part: &Part| matches!(part.channel, ChannelId::Main | ChannelId::Resumed(_));
         let Some(main) = parts.iter_mut().find(|part| is_main(part)) else {
@@ -130,13 +158,15 @@ impl Leg {
                 Error::nowhere(ErrorKind::Malformed, DOING, message).on(main.channel)
             })?,
         };
-        let (marks, parser) = Marks::of(main, parser)?;
-        let words = answers.map_or_else(|| Ok(Words::default()), Words::read)?;
+        let (marks, parser) = Marks::of(main, parser, received.as_ref())?;
         let main_places = main.places().map(<[Place]>::to_vec);
 
         let mut gates = marks.gates(&words);
         if let Some(places) = &main_places {
             gates.extend(marks.heard(&words, places));
+        }
+        if let (Some(at), true) = (marks.end, parts.iter().any(|part| is_urgent(part.channel))) {
+            gates.push((at, Gate::Alone));
         }
         gates.sort_unstable();
         gates.dedup();
@@ -147,12 +177,18 @@ impl Leg {
             (!is_main(part), first, part.channel)
         });
         let mut voices = Vec::new();
-        for part in parts {
+        for mut part in parts {
+            let stop = match &received {
+                Some(_) if is_main(&part) => marks.stop,
+                Some(received) if is_urgent(part.channel) => received.stop_of(&mut part, parser.grammar())?,
+                _ => None,
+            };
             let gates = match part.channel {
                 channel if is_main(&part) && channel == part.channel => std::mem::take(&mut gates),
                 _ => marks.entry(&part, main_places.as_deref()),
             };
-            voices.push(Voice { channel: part.channel, length: part.size(), part, gates });
+            let length = stop.or(part.size());
+            voices.push(Voice { channel: part.channel, length, part, gates, stop });
         }
         let has_return_path = marks.opens_return_path || pause > 0 || !words.list.is_empty();
         let leg = Self { pause, voices, words: words.list, has_return_path, is_complete: marks.is_complete };
@@ -173,6 +209,10 @@ struct Marks {
     listen: Option<u64>,
     /// Behind RESUME.
     resume: Option<u64>,
+    /// Before the END of RAM, in postcopy.
+    end: Option<u64>,
+    /// Before the first page in postcopy that the destination had not taken in.
+    stop: Option<u64>,
     /// Where the destination knows of each PING: behind it, or behind the package that it is in.
     pings: Vec<u64>,
     opens_return_path: bool,
@@ -181,7 +221,7 @@ struct Marks {
 
 impl Marks {
     /// Reads the outline of a main channel. A fault ends it where it is: what is broken is played as it is.
-    fn of(main: &mut Part, parser: Parser) -> Result<(Self, Parser)> {
+    fn of(main: &mut Part, parser: Parser, received: Option<&Received>) -> Result<(Self, Parser)> {
         let mut marks = Self::default();
         let mut parser = parser.with_elision();
         let mut feed = Feed::new(main.input(Access::Outline)?);
@@ -195,7 +235,17 @@ impl Marks {
                     }
                     if head.kind == SectionKind::END {
                         marks.switchover.get_or_insert(located.range.start);
+                        if marks.is_postcopy() {
+                            marks.end.get_or_insert(located.range.start);
+                        }
                     }
+                }
+                Event::Page(page)
+                    if marks.is_postcopy()
+                        && received
+                            .is_some_and(|received| received.lacks_of_main(page, parser.grammar())) =>
+                {
+                    marks.stop.get_or_insert(located.range.start);
                 }
                 Event::Command(Command::OpenReturnPath) => marks.opens_return_path = true,
                 Event::Command(Command::SwitchoverStart) => {
@@ -222,6 +272,11 @@ impl Marks {
             Err(e) if is_unreadable(&e) => Err(e.on(main.channel)),
             _ => Ok((marks, parser)),
         }
+    }
+
+    /// Whether what follows comes behind the switch to postcopy.
+    fn is_postcopy(&self) -> bool {
+        self.listen.is_some() || self.resume.is_some()
     }
 
     /// Where the main channel cannot go on without an answer.

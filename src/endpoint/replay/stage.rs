@@ -58,6 +58,7 @@ impl Stage {
                 format!("{} number {count} of the destination", crate::wire::MessageKind(kind))
             }
             Gate::Sent(bytes) => format!("{bytes} bytes of the main channel to be sent"),
+            Gate::Alone => "all other channels to be sent".to_owned(),
         };
         self.wait(what, |state| match gate {
             Gate::Heard(kind, count) if state.heard.get(&kind).is_some_and(|heard| *heard >= count) => {
@@ -66,6 +67,7 @@ impl Stage {
             Gate::Heard(..) if state.is_silent => Some(Err(gone(what()))),
             Gate::Heard(..) => None,
             Gate::Sent(bytes) => (state.sent >= bytes).then_some(Ok(())),
+            Gate::Alone => (state.voices <= 1).then_some(Ok(())),
         })?
     }
 
@@ -120,9 +122,13 @@ impl Stage {
         self.change(|state| state.voices -= 1);
     }
 
-    /// Whether the destination says nothing any more.
-    pub(super) fn is_silent(&self) -> bool {
-        self.state().is_silent
+    /// The same, but no longer than that, and without being in a hurry for it.
+    pub(super) fn await_silence_within(&self, patience: Duration) {
+        let mut state = self.state();
+        let deadline = Instant::now() + patience;
+        while !state.is_silent && Instant::now() < deadline {
+            state = self.changed.wait_timeout(state, TICK).unwrap_or_else(PoisonError::into_inner).0;
+        }
     }
 
     /// Words of that kind so far.

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::score::Voice;
+use super::score::{Gate, Voice};
 use super::stage::Stage;
 use super::{Timing, is_main};
 use crate::capture::{ChannelTap, Direction, Timestamp};
@@ -25,6 +25,8 @@ pub(super) struct Singer<'a> {
     pub(super) tap: Option<ChannelTap>,
     pub(super) clock: Clock,
     pub(super) sent: &'a AtomicU64,
+    /// How long a destination is given for what it has got.
+    pub(super) settling: Duration,
 }
 
 /// When it is time for what.
@@ -72,6 +74,9 @@ impl Singer<'_> {
             let mut done = 0;
             while done < u64::from(place.len) {
                 let room = self.pass_gates()?.min(u64::from(place.len) - done);
+                if room == 0 {
+                    return Ok(());
+                }
                 match self.connection.send_file(&file, place.offset + done, room as usize) {
                     Ok(None) if self.sent.load(Ordering::Relaxed) == 0 => return self.sing_fast(),
                     Ok(None) => return Err(self.broken(io::ErrorKind::Unsupported.into())),
@@ -97,6 +102,9 @@ impl Singer<'_> {
         let mut buffer = vec![0; CHUNK];
         loop {
             let room = self.pass_gates()?.min(CHUNK as u64) as usize;
+            if room == 0 {
+                return Ok(());
+            }
             let count = match input.read(&mut buffer[..room]) {
                 Ok(count) => count,
                 // The recording is broken here; what is there is played.
@@ -116,6 +124,9 @@ impl Singer<'_> {
         let mut buffer = vec![0; CHUNK];
         loop {
             let room = self.pass_gates()?.min(CHUNK as u64) as usize;
+            if room == 0 {
+                return Ok(());
+            }
             let count = match input.read(&mut buffer[..room]) {
                 Ok(count) => count,
                 // The recording is broken here; what is there is played.
@@ -130,17 +141,22 @@ impl Singer<'_> {
         }
     }
 
-    /// Waits for all that has to happen before the next byte; how many may follow then.
+    /// Waits for all that has to happen before the next byte; how many may follow then. None, if it stops here.
     fn pass_gates(&mut self) -> Result<u64> {
         let sent = self.sent.load(Ordering::Relaxed);
+        let left = self.voice.stop.map_or(u64::MAX, |stop| stop.saturating_sub(sent));
         while let Some((at, gate)) = self.voice.gates.first().copied() {
-            if at > sent {
-                return Ok(at - sent);
+            if left == 0 || at > sent {
+                return Ok(left.min(at.saturating_sub(sent)));
             }
             self.stage.pass(gate)?;
+            if gate == Gate::Alone {
+                // No word of a destination says how far it is on another channel.
+                thread::sleep(self.settling);
+            }
             self.voice.gates.remove(0);
         }
-        Ok(u64::MAX)
+        Ok(left)
     }
 
     fn send(&mut self, mut bytes: &[u8]) -> Result<()> {

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::ControlFlow;
 
+use super::received::Received;
 use super::score::{ear, is_unreadable, position_of};
 use crate::capture::Place;
 use crate::channel::{Feed, Located};
@@ -35,6 +36,8 @@ pub(super) struct Word {
 #[derive(Default)]
 pub(super) struct Words {
     pub(super) list: Vec<Word>,
+    /// What had arrived before.
+    pub(super) received: Received,
     /// Where they stand in the recording, if that has an order.
     places: Option<Vec<Place>>,
 }
@@ -44,14 +47,16 @@ impl Words {
     pub(super) fn read(mut part: Part) -> Result<Self> {
         let mut listener = Listener::default();
         let mut list = Vec::new();
+        let mut received = Received::default();
         let mut feed = Feed::new(part.input(Access::Whole)?);
         let outcome = feed.run(&mut ear(), |located, _| {
+            received.handle(&located.event)?;
             list.extend(listener.handle(located).filter(|_| list.len() < MAX_WORDS));
             Ok(ControlFlow::Continue(()))
         });
         match outcome {
             Err(e) if is_unreadable(&e) => Err(e.on(part.channel)),
-            _ => Ok(Self { list, places: part.places().map(<[Place]>::to_vec) }),
+            _ => Ok(Self { list, received, places: part.places().map(<[Place]>::to_vec) }),
         }
     }
 
