@@ -163,6 +163,16 @@ fn mend(bench: &Bench<'_>, player: &mut ToolProcess, destination: &mut Vm, again
         player.await_lines("paused", number, bench.place.deadline.within(TOOL_END))?;
         bench.await_pause(destination, number)?;
         destination.command("migrate-recover", serde_json::json!({"uri": again}))?;
+        // It goes on listening there, and would take the player in at the next pause before anybody has seen that.
+        player.await_lines("resumed", number, bench.place.deadline.within(TOOL_END))?;
+        let socket = again.trim_start_matches("unix:");
+        match std::fs::remove_file(socket) {
+            // Some builds listen for one source only.
+            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+                return Err(Failure::environment(socket, e));
+            }
+            _ => {}
+        }
     }
     Ok(())
 }
