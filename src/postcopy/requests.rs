@@ -175,8 +175,12 @@ impl Requests {
         }
     }
 
-    /// A new connection after a pause: what was asked for and has not come is asked for again, and the block is named.
+    /// A new connection after a pause: what was asked for and has not come is asked for again, and the block is named. A host page that
+    /// had come in part has not come: it is placed as a whole, and a source that were told of its parts would send only the others.
     pub fn resume(&mut self) {
+        for (block, received) in self.blocks.iter().zip(&mut self.received) {
+            drop_parts(received, block, self.page_size);
+        }
         self.last_block = None;
         self.left = self.limit;
         self.again = self.outstanding.keys().rev().copied().collect();
@@ -396,6 +400,20 @@ fn host_pages(block: &Block, page_size: u64) -> u64 {
     block.used_length.div_ceil(host_page(block, page_size))
 }
 
+/// Takes out the pages of host pages that are not whole.
+fn drop_parts(received: &mut PageSet, block: &Block, page_size: u64) {
+    let (host, count) = (host_page(block, page_size) / page_size, page_count(block, page_size));
+    if host == 1 {
+        return;
+    }
+    let mut gap = received.next_gap(0);
+    while gap < count {
+        let start = gap - gap % host;
+        received.remove_range(start..start + host);
+        gap = received.next_gap(start + host);
+    }
+}
+
 /// The next number of an order of all numbers below `total`, which takes no memory: steps through a power of two, over those that
 /// are too large.
 fn shuffled(at: &mut u64, total: u64, seed: u64) -> Option<u64> {
@@ -431,6 +449,18 @@ mod tests {
         let block = |name: &[u8], used_length, huge_page| Block { name: name.into(), used_length, huge_page };
         [block(b"ram", 0x40_000, None), block(b"huge", 0x8_000, Some(0x2_000)), block(b"rom", 0x1_000, None)]
             .into()
+    }
+
+    #[test]
+    fn a_host_page_in_part_has_not_come() {
+        let mut requests = Requests::new(blocks(), 0x1000, Pattern::None, 0);
+        for (block, offset) in [(0, 0x3000), (1, 0x2000), (1, 0x3000), (1, 0x5000), (1, 0x6000)] {
+            requests.handle_page(block, offset, 0).unwrap();
+        }
+        requests.resume();
+        let words = |block, pages| requests.received(block).unwrap().wire_words(pages).collect::<Vec<_>>();
+        assert_eq!((words(0, 0x40), words(1, 8)), (vec![1 << 3], vec![0b1100]));
+        assert_eq!(requests.missing(), 0x40 - 1 + 8 - 2 + 1);
     }
 
     /// Asks until nothing is left, and answers each request at once. Returns what was asked for, in order.
