@@ -206,6 +206,11 @@ fn account(recipe: &mut Recipe<'_>) {
             }
             5 => {
                 requests.resume();
+                // The second block has host pages of four pages.
+                let pages = blocks[1].used_length / PAGE;
+                let parts = (0..pages).filter(|page| !model.contains(&(1, *page))).map(|page| page / 4);
+                let parts: BTreeSet<u64> = parts.collect();
+                model.retain(|(block, page)| *block == 0 || !parts.contains(&(page / 4)));
                 named = None;
             }
             _ => {
