@@ -55,6 +55,8 @@ RUSTFLAGS="--cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-
     --release --target "$host" --target-dir "$build" >&2
 
 program=$build/$host/release/$target
+# Rust programs ignore it; the main function of these is libFuzzer's.
+trap '' PIPE
 echo "fuzz.sh: $target for $seconds seconds" >&2
 # A finding of any kind (panic, sanitizer, more than 1 GiB, more than 20 s for one input) ends the run with another status.
 if "$program" -max_total_time="$seconds" -max_len=65536 -timeout=20 -rss_limit_mb=1024 -malloc_limit_mb=256 \
